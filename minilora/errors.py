@@ -1,0 +1,28 @@
+"""The errors that minilora raises, and help with misspelt names.
+
+Every error is a `MiniloraError`, itself a `ValueError`. Its message says what was asked, what was found, which
+choices there are, and what to do. The command line prints it on stderr without a traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MiniloraError(ValueError):
+    """The root of minilora's own errors. The command line turns it into exit code 1."""
+
+
+class UnknownNameError(MiniloraError):
+    """A code, model, recipe, field or primitive that does not exist."""
+
+
+class QuantizationError(MiniloraError):
+    """An array that cannot be quantized, or arguments of a quantizer that do not fit together."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
+    """An error for a `name` that is not among the `known` ones: lists them, the nearest first mentioned."""
+    known = sorted(known)
+    near = get_close_matches(str(name), known, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return UnknownNameError(f"unknown {kind} {name!r}.{hint} There are: {', '.join(known)}.")

@@ -1,0 +1,5 @@
+"""Quantization: codebooks, blocks, double quantization."""
+
+from minilora.quant.codebooks import CODES
+
+__all__ = ["CODES"]
