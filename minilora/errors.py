@@ -26,3 +26,35 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
     near = get_close_matches(str(name), known, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return UnknownNameError(f"unknown {kind} {name!r}.{hint} There are: {', '.join(known)}.")
+
+
+class ShapeError(MiniloraError):
+    """Arrays whose shapes do not fit together in an op."""
+
+
+class GraphError(MiniloraError):
+    """A backward pass that cannot give right gradients: the graph was freed, or an array it holds was changed."""
+
+
+class GradcheckError(MiniloraError):
+    """A gradient that differs from the numerical one; the message names the worst index."""
+
+
+class FileFormatError(MiniloraError):
+    """A model, adapter or tokenizer file that is missing, truncated, corrupt or of a kind we do not read."""
+
+
+class FetchError(MiniloraError):
+    """A model that could not be obtained: offline, wrong checksum, no room."""
+
+
+class ConfigError(MiniloraError):
+    """A recipe or a configuration with an unknown field or a value that does not fit."""
+
+
+class DataError(MiniloraError):
+    """A dataset or a batch that cannot be trained on: empty, too long, without target tokens."""
+
+
+class TrainingError(MiniloraError):
+    """A run that cannot go on: nothing trainable, a non-finite loss, an output folder that cannot be written."""
