@@ -1,0 +1,178 @@
+"""Elementwise ops. Each returns its value and, beneath it, the derivative times g for each input.
+
+Shapes broadcast as NumPy's do; the engine sums the gradients back. Python floats keep float32 arrays float32 (NEP 50).
+"""
+
+import math
+
+import numpy as np
+
+from minilora.autograd import primitive
+
+
+@primitive
+def add(a, b):
+    return a + b, (lambda g: g, lambda g: g)
+
+
+@primitive
+def subtract(a, b):
+    return a - b, (lambda g: g, lambda g: -g)
+
+
+@primitive
+def multiply(a, b):
+    return a * b, (lambda g: g * b, lambda g: g * a)
+
+
+@primitive
+def divide(a, b):
+    return a / b, (lambda g: g / b, lambda g: -g * a / (b * b))
+
+
+@primitive
+def negative(a):
+    return -a, (lambda g: -g,)
+
+
+@primitive
+def power(a, exponent: float):
+    """a ** exponent for a constant exponent (x * x is forty times faster than x ** 3 in float32; prefer it)."""
+    return a**exponent, (lambda g: g * exponent * a ** (exponent - 1), None)
+
+
+@primitive
+def exp(a):
+    y = np.exp(a)
+    return y, (lambda g: g * y,)
+
+
+@primitive
+def log(a):
+    return np.log(a), (lambda g: g / a,)
+
+
+@primitive
+def sqrt(a):
+    y = np.sqrt(a)
+    return y, (lambda g: g / (2 * y),)
+
+
+@primitive
+def tanh(a):
+    y = np.tanh(a)
+    return y, (lambda g: g * (1 - y * y),)
+
+
+def _sigmoid(a):
+    """1 / (1 + exp(-a)), without overflow for real a: tanh saturates where exp would not."""
+    y = np.tanh(a * 0.5)
+    y += 1
+    y *= 0.5
+    return y
+
+
+@primitive
+def sigmoid(a):
+    y = _sigmoid(a)
+    return y, (lambda g: g * y * (1 - y),)
+
+
+@primitive(analytic=False)
+def relu(a):
+    """max(a, 0); the derivative at 0 is taken as 0."""
+    positive = a > 0
+    return a * positive, (lambda g: g * positive,)
+
+
+@primitive(analytic=False)
+def maximum(a, b):
+    """The larger of a and b; where they are equal, a's."""
+    first = a >= b
+    return np.where(first, a, b), (lambda g: g * first, lambda g: g * ~first)
+
+
+@primitive
+def where(condition, a, b):
+    """a where condition, else b. condition: a boolean array (no gradient)."""
+    return np.where(condition, a, b), (None, lambda g: np.where(condition, g, 0), lambda g: np.where(condition, 0, g))
+
+
+@primitive
+def astype(a, dtype):
+    return a.astype(dtype), (lambda g: g, None)
+
+
+_GELU_SCALE, _GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+@primitive
+def gelu_tanh(x):
+    """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))): the tanh form of GELU, as in GPT-2 (arXiv:1606.08415)."""
+    x = np.asarray(x)
+    t = x * x
+    t *= _GELU_SCALE * _GELU_CUBIC
+    t += _GELU_SCALE
+    t *= x
+    np.tanh(t, out=t)
+    y = t + 1
+    y *= x
+    y *= 0.5
+
+    def dx(g):
+        d = x * x  # d = x √(2/π) (1 + 3·0.044715 x²), the derivative of the tanh's argument, times x
+        d *= 3 * _GELU_SCALE * _GELU_CUBIC
+        d += _GELU_SCALE
+        d *= x
+        slope = t * t
+        np.subtract(1, slope, out=slope)
+        d *= slope
+        d += t
+        d += 1
+        d *= 0.5
+        d *= g
+        return d
+
+    return y, (dx,)
+
+
+# erf(x) = 2/√π ∫₀ˣ exp(-t²) dt is missing from NumPy. math.erf, entry by entry, is exact; on a transformer's
+# activations it is slow, so these use the tanh form (gelu_tanh) unless a model's configuration asks for the exact one.
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+@primitive(analytic=False)
+def gelu(x):
+    """x Φ(x), Φ the normal distribution function: the exact GELU (arXiv:1606.08415)."""
+    cdf = (0.5 * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
+
+    def dx(g):
+        density = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+        return g * (cdf + x * density)
+
+    return x * cdf, (dx,)
+
+
+@primitive
+def swiglu(gate, up):
+    """silu(gate) · up with silu(a) = a σ(a), the gated unit of LLaMA (arXiv:2002.05202); shapes are equal."""
+    gate, up = np.asarray(gate), np.asarray(up)
+    s = _sigmoid(gate)
+    y = gate * s
+    y *= up
+
+    def dgate(g):  # silu' = s (1 + a (1 - s))
+        d = 1 - s
+        d *= gate
+        d += 1
+        d *= s
+        d *= up
+        d *= g
+        return d
+
+    def dup(g):
+        d = gate * s
+        d *= g
+        return d
+
+    return y, (dgate, dup)

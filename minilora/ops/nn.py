@@ -1,0 +1,206 @@
+"""The ops of a transformer, each fused into one primitive: normalisation, positions, attention, embedding, loss."""
+
+import numpy as np
+
+from minilora.autograd import primitive
+
+_CHUNK = 64  # rows worked on at a time where a pass over them all would leave the CPU's cache
+
+
+def _row_dot(a, b):
+    """The dot product of corresponding rows: (..., d), (..., d) -> (..., 1)."""
+    return np.einsum("...d,...d->...", a, b)[..., None]
+
+
+def _softmax_(x):
+    """softmax over the last axis, in place. A row's maximum is subtracted first, which changes nothing but overflow."""
+    x -= x.max(-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(-1, keepdims=True)
+    return x
+
+
+@primitive
+def softmax(x):
+    """p_i = exp(x_i) / Σ_j exp(x_j) over the last axis. dx = p (g - <g, p>)."""
+    p = _softmax_(x.copy())
+    return p, (lambda g: p * (g - _row_dot(g, p)),)
+
+
+@primitive
+def log_softmax(x):
+    """x_i - log Σ_j exp(x_j) over the last axis. dx = g - p Σ g."""
+    z = x - x.max(-1, keepdims=True)
+    y = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    return y, (lambda g: g - np.exp(y) * g.sum(-1, keepdims=True),)
+
+
+@primitive
+def rms_norm(x, weight, eps=1e-5):
+    """y = w x / √(mean(x²) + eps) over the last axis (arXiv:1910.07467). x (..., d), weight (d,)."""
+    d = x.shape[-1]
+    r = _row_dot(x, x)
+    r /= d
+    r += eps
+    r **= -0.5
+    n = x * r  # (..., d) normalised
+
+    def dx(g):  # r (h - n mean(h n)), h = g w
+        h = g * weight
+        mean = _row_dot(h, n)
+        mean /= -d
+        h += n * mean
+        h *= r
+        return h
+
+    return n * weight, (dx, lambda g: np.einsum("nd,nd->d", g.reshape(-1, d), n.reshape(-1, d)), None)
+
+
+@primitive
+def layer_norm(x, weight, bias, eps=1e-5):
+    """y = w (x - mean(x)) / √(var(x) + eps) + b over the last axis (arXiv:1607.06450)."""
+    d = x.shape[-1]
+    n = x - x.mean(-1, keepdims=True)
+    r = _row_dot(n, n)
+    r /= d
+    r += eps
+    r **= -0.5
+    n *= r
+
+    def dx(g):  # r (h - mean(h) - n mean(h n)), h = g w
+        h = g * weight
+        mean = _row_dot(h, n)
+        mean /= -d
+        h -= h.mean(-1, keepdims=True)
+        h += n * mean
+        h *= r
+        return h
+
+    y = n * weight
+    y += bias
+    return y, (dx, lambda g: np.einsum("nd,nd->d", g.reshape(-1, d), n.reshape(-1, d)), lambda g: g, None)
+
+
+def _rotate(x, cos, sin):
+    """Turn the pairs (x_i, x_{i + hd/2}) by the angle of their position; a new contiguous array."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    y = np.empty(x.shape, x.dtype)
+    np.multiply(a, cos, out=y[..., :half])
+    y[..., :half] -= b * sin
+    np.multiply(b, cos, out=y[..., half:])
+    y[..., half:] += a * sin
+    return y
+
+
+@primitive
+def rope(x, cos, sin):
+    """Rotary positions (arXiv:2104.09864), pairs (i, i + hd/2) as in Hugging Face's LLaMA.
+
+    x (B, H, T, hd); cos, sin (T, hd/2), constants. The transpose of a rotation is the rotation by the opposite angle.
+    """
+    return _rotate(x, cos, sin), (lambda g: _rotate(g, cos, -sin), None, None)
+
+
+@primitive
+def attention(q, k, v):
+    """Causal attention softmax(q kᵀ / √hd) v, each of K key/value heads serving H / K query heads (arXiv:2305.13245).
+
+    q (B, H, T, hd), k and v (B, K, S, hd) with S >= T: the queries are the last T of S positions. Returns (B, H, T, hd).
+    """
+    B, H, T, hd = q.shape
+    K, S = k.shape[1:3]
+    if H % K:
+        raise ValueError(f"{H} query heads cannot be shared evenly by {K} key/value heads")
+    if S < T:
+        raise ValueError(f"{T} queries but only {S} keys")
+    G, scale = H // K, hd**-0.5
+    group = (B, K, G * T, hd)  # a group's queries stacked, so that each product is one matrix product per KV head
+    p = (q.reshape(group) * scale) @ k.mT  # (B, K, G·T, S)
+    mask = np.triu(np.full((T, S), -np.inf, q.real.dtype), 1 + S - T)  # query t sees keys up to S - T + t
+    for rows in p.reshape(B, K * G, T, S):  # one sequence at a time stays in the cache
+        if T > 1:
+            rows += mask
+        rows -= rows.max(-1, keepdims=True)
+        np.exp(rows, out=rows)
+        rows *= 1 / (rows @ np.ones((S, 1), q.dtype))
+    o = p @ v  # (B, K, G·T, hd)
+
+    def backward_scores(g):
+        """dL/d(q kᵀ) = P (dP - <dP, P>), with <dP, P> = <g, o>."""
+        ds = g @ v.mT
+        dot = _row_dot(g, o)
+        for d, rows, along in zip(ds, p, dot, strict=True):
+            d -= along
+            d *= rows
+        ds *= scale
+        return ds
+
+    shared = {}  # dq and dk both need the scores' gradient: whichever runs first computes it
+
+    def scores(g):
+        if "ds" not in shared:
+            shared["ds"] = backward_scores(g.reshape(group))
+            return shared["ds"]
+        return shared.pop("ds")
+
+    return o.reshape(B, H, T, hd), (
+        lambda g: (scores(g) @ k).reshape(q.shape),
+        lambda g: scores(g).mT @ q.reshape(group),
+        lambda g: p.mT @ g.reshape(group),
+    )
+
+
+def _add_rows(shape, ids, g):
+    """zeros(shape) with g's rows added at ids: sort, then sum the runs (np.add.at is nineteen times slower)."""
+    d = np.zeros(shape, g.dtype)
+    if ids.size:
+        order = np.argsort(ids, axis=None, kind="stable")
+        sorted_ids = ids.ravel()[order]
+        starts = np.flatnonzero(np.r_[True, sorted_ids[1:] != sorted_ids[:-1]])
+        d[sorted_ids[starts]] = np.add.reduceat(g.reshape(-1, shape[-1])[order], starts, axis=0)
+    return d
+
+
+@primitive
+def embedding(weight, ids):
+    """weight[ids]: rows by number. weight (V, d), ids integers of any shape in [0, V); (*ids.shape, d)."""
+    if ids.size and (ids.min() < 0 or ids.max() >= len(weight)):
+        raise ValueError(f"ids from {ids.min()} to {ids.max()}, but there are rows 0 to {len(weight) - 1} only")
+    shape = weight.shape
+    return np.take(weight, ids, axis=0), (lambda g: _add_rows(shape, ids, g), None)
+
+
+@primitive
+def cross_entropy(logits, targets, reduction="mean"):
+    """-log softmax(logits)[target], in nats, summed or averaged. logits (N, V), targets (N,) in [0, V).
+
+    dlogits = (p - onehot(target)) · g; p replaces a copy of the logits, chunk by chunk.
+    """
+    N, V = logits.shape
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is 'mean' or 'sum', not {reduction!r}")
+    if not N:
+        raise ValueError("no target")
+    if targets.min() < 0 or targets.max() >= V:
+        raise ValueError(f"targets from {targets.min()} to {targets.max()}, but the vocabulary has 0 to {V - 1}")
+    weight = 1 / N if reduction == "mean" else 1.0
+    p, loss, ones = np.empty_like(logits), 0.0, np.ones((V, 1), logits.dtype)
+    for start in range(0, N, _CHUNK):
+        z = p[start : start + _CHUNK]
+        at = np.arange(len(z)), targets[start : start + _CHUNK]
+        np.subtract(logits[start : start + _CHUNK], logits[start : start + _CHUNK].max(1, keepdims=True), out=z)
+        chosen = z[at]
+        np.exp(z, out=z)
+        total = z @ ones
+        loss = loss + (np.log(total[:, 0]) - chosen).sum(dtype=np.result_type(z, np.float64))
+        z *= weight / total
+        z[at] -= weight
+    return np.asarray(loss * weight, logits.dtype), (lambda g: p * g, None, None)
+
+
+@primitive
+def dropout(x, p: float, rng: np.random.Generator):
+    """Each entry is 0 with probability p, else x / (1 - p)."""
+    keep = (rng.random(x.shape, np.float32) >= p) * x.dtype.type(1 / (1 - p))
+    return x * keep, (lambda g: g * keep, None, None)
