@@ -30,7 +30,7 @@ def primitive(function: Callable | None = None, *, analytic: bool = True):
     """
     if function is None:
         return functools.partial(primitive, analytic=analytic)
-    name = function.__name__
+    name = function.__name__.lstrip("_")
 
     @functools.wraps(function)
     def apply(*inputs, **options) -> Tensor:

@@ -3,7 +3,6 @@
 import numpy as np
 
 from minilora.autograd import Tensor, primitive
-from minilora.autograd.primitive import PRIMITIVES
 
 
 @primitive
@@ -53,8 +52,6 @@ def _concatenate(*arrays, axis):
 
     return np.concatenate(arrays, axis), tuple(part(i) for i in range(len(arrays)))
 
-
-PRIMITIVES["concatenate"] = PRIMITIVES.pop("_concatenate")
 
 
 @primitive
