@@ -55,3 +55,4 @@ def dynamic_map() -> np.ndarray:
 
 
 CODES: dict[str, np.ndarray] = {"nf4": normal_float4()}
+DYNAMIC_MAP = dynamic_map()

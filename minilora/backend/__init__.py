@@ -1,0 +1,1 @@
+"""Where arrays live, and the kernels that work on them. Kernels take plain arrays and know nothing of the package."""

@@ -1,0 +1,57 @@
+"""Self-attention with grouped key/value heads, rotary positions and a key/value cache."""
+
+import functools
+
+import numpy as np
+
+from minilora import ops
+from minilora.autograd import Tensor
+from minilora.nn.layers import Linear
+from minilora.nn.module import Module
+
+
+@functools.lru_cache(maxsize=8)
+def rotary_table(length: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin (length, head_dim/2) of position · theta^(-2i/head_dim), float32."""
+    inverse = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = np.arange(length)[:, None] * inverse
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far: room for max_length positions in every layer, filled in place."""
+
+    def __init__(self, layers: int, batch: int, heads: int, max_length: int, head_dim: int):
+        self.keys = np.empty((layers, batch, heads, max_length, head_dim), np.float32)
+        self.values = np.empty_like(self.keys)
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v (B, K, T, hd) of this layer; returns all so far, (B, K, length + T, hd)."""
+        end = self.length + k.shape[2]
+        if end > self.keys.shape[3]:
+            raise ValueError(f"the cache holds {self.keys.shape[3]} positions; {end} are needed")
+        self.keys[layer, :, :, self.length : end] = k.data
+        self.values[layer, :, :, self.length : end] = v.data
+        return Tensor(self.keys[layer, :, :, :end]), Tensor(self.values[layer, :, :, :end])
+
+
+class Attention(Module):
+    def __init__(self, config, layer: int, rng):
+        d, hd, self.layer = config.hidden_size, config.head_dim, layer
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = Linear(d, self.heads * hd, config.bias, rng, config.init_std(d))
+        self.k_proj = Linear(d, self.kv_heads * hd, config.bias, rng, config.init_std(d))
+        self.v_proj = Linear(d, self.kv_heads * hd, config.bias, rng, config.init_std(d))
+        self.o_proj = Linear(self.heads * hd, d, config.bias, rng, config.init_std(self.heads * hd, residual=True))
+
+    def forward(self, x: Tensor, rotary, cache: KVCache | None) -> Tensor:
+        q = ops.split_heads(self.q_proj(x), self.heads)  # (B, H, T, hd)
+        k = ops.split_heads(self.k_proj(x), self.kv_heads)  # (B, K, T, hd)
+        v = ops.split_heads(self.v_proj(x), self.kv_heads)  # (B, K, T, hd)
+        if rotary is not None:
+            q, k = ops.rope(q, *rotary), ops.rope(k, *rotary)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, K, S, hd)
+        y = ops.merge_heads(ops.attention(q, k, v))  # (B, T, H·hd)
+        return self.o_proj(y)  # (B, T, d)

@@ -1,0 +1,69 @@
+"""Layers: Linear, QuantizedLinear, Embedding, RMSNorm, LayerNorm. Weights are W (d_out, d_in): y = x Wᵀ + b."""
+
+import numpy as np
+
+from minilora import ops
+from minilora.autograd import Tensor
+from minilora.nn.module import Module, Parameter
+from minilora.quant import QuantizedArray, quantize
+
+
+class Linear(Module):
+    def __init__(self, d_in: int, d_out: int, bias: bool = False, rng: np.random.Generator | None = None, std=None):
+        """Normal initial weights of standard deviation std (1/√d_in unless given), or zeros without an rng."""
+        weight = np.zeros((d_out, d_in), np.float32)
+        if rng is not None:
+            weight = rng.standard_normal((d_out, d_in), np.float32) * np.float32(std or d_in**-0.5)
+        self.weight = Parameter(weight)
+        self.bias = Parameter(np.zeros(d_out, np.float32)) if bias else None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class QuantizedLinear(Module):
+    """A frozen Linear that holds only codes and constants; no float copy of its weight is kept."""
+
+    def __init__(self, quantized_weight: QuantizedArray, bias: Parameter | None = None):
+        self.quantized_weight, self.bias = quantized_weight, bias
+
+    @classmethod
+    def from_linear(cls, layer: Linear, code="nf4", blocksize=64, double_quant=True) -> "QuantizedLinear":
+        return cls(quantize(layer.weight.data, code, blocksize, double_quant), layer.bias)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.quantized_weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear_4bit(x, self.quantized_weight, self.bias)
+
+
+class Embedding(Module):
+    def __init__(self, rows: int, d: int, rng: np.random.Generator | None = None, std: float = 0.02):
+        weight = np.zeros((rows, d), np.float32)
+        self.weight = Parameter(weight if rng is None else rng.standard_normal((rows, d), np.float32) * np.float32(std))
+
+    def forward(self, ids: np.ndarray) -> Tensor:
+        return ops.embedding(self.weight, ids)
+
+
+class RMSNorm(Module):
+    def __init__(self, d: int, eps: float):
+        self.weight, self.eps = Parameter(np.ones(d, np.float32)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, eps=self.eps)
+
+
+class LayerNorm(Module):
+    def __init__(self, d: int, eps: float):
+        self.weight, self.bias = Parameter(np.ones(d, np.float32)), Parameter(np.zeros(d, np.float32))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)

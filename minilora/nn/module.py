@@ -1,0 +1,114 @@
+"""Module: a tree of layers, and the names of the parameters in it.
+
+    class Linear(Module):
+        def __init__(self, d_in, d_out, rng): self.weight = Parameter(...)
+        def forward(self, x): return linear(x, self.weight)
+
+Attributes that are Parameters, Modules or lists of Modules are found by name: "model.layers.0.self_attn.q_proj.weight".
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minilora.autograd import Tensor
+from minilora.errors import FileFormatError
+
+
+class Parameter(Tensor):
+    """A Tensor that a Module owns and an optimizer may change."""
+
+    __slots__ = ()
+
+    def __init__(self, data, requires_grad: bool = True):
+        super().__init__(data, requires_grad)
+
+
+class Module:
+    training = False
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+    def children(self) -> Iterator[tuple[str, "Module"]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list):
+                yield from ((f"{name}.{i}", m) for i, m in enumerate(value) if isinstance(m, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(name, parameter), a shared one once, under its first name."""
+        seen = set()
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{path}.{name}" if path else name, value
+
+    def parameters(self) -> list[Parameter]:
+        return [p for _, p in self.named_parameters()]
+
+    def trainable(self) -> dict[str, Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def get_submodule(self, path: str) -> "Module":
+        return dict(self.named_modules())[path]
+
+    def set_submodule(self, path: str, module: "Module"):
+        """Put `module` where the one of that path is."""
+        parent, _, name = path.rpartition(".")
+        if name.isdigit():
+            owner, _, attribute = parent.rpartition(".")
+            getattr(self.get_submodule(owner), attribute)[int(name)] = module
+        else:
+            setattr(self.get_submodule(parent), name, module)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """name -> array (shared, not copied)."""
+        return {name: p.data for name, p in self.named_parameters()}
+
+    def load_state_dict(self, arrays: dict[str, np.ndarray]):
+        """Take every parameter's values from `arrays` (cast to the parameter's dtype); names and shapes must match."""
+        own = dict(self.named_parameters())
+        missing, unexpected = own.keys() - arrays.keys(), arrays.keys() - own.keys()
+        wrong = [n for n in own.keys() & arrays.keys() if own[n].shape != arrays[n].shape]
+        if missing or unexpected or wrong:
+            n = sorted(missing or unexpected or wrong)
+            what = "are missing" if missing else "are not in the model" if unexpected else "have another shape"
+            first = n[0]
+            detail = f": {arrays[first].shape}, the model's is {own[first].shape}" if n is wrong or first in wrong else ""
+            raise FileFormatError(f"{len(n)} tensors {what}, the first {first!r}{detail}")
+        for name, p in own.items():
+            p.data = np.array(arrays[name], p.dtype)
+
+    def requires_grad_(self, wanted: bool) -> "Module":
+        for p in self.parameters():
+            p.requires_grad = wanted
+        return self
+
+    def train(self, mode: bool = True) -> "Module":
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> "Module":
+        return self.train(False)
+
+    def num_parameters(self) -> int:
+        """Weights, quantized ones included."""
+        return sum(p.size for p in self.parameters()) + sum(q.size for q in self.quantized().values())
+
+    def memory_footprint(self) -> int:
+        """Bytes of the weights as stored."""
+        return sum(p.data.nbytes for p in self.parameters()) + sum(q.nbytes for q in self.quantized().values())
+
+    def quantized(self) -> dict:
+        """path -> QuantizedArray of the quantized layers."""
+        found = {path: getattr(module, "quantized_weight", None) for path, module in self.named_modules()}
+        return {path: q for path, q in found.items() if q is not None}

@@ -1,0 +1,28 @@
+"""quantize_model: replace a model's linear layers by 4-bit ones.
+
+    quantize_model(model, "nf4", double_quant=True)      # in place; the float weights are let go
+"""
+
+from minilora.errors import QuantizationError
+from minilora.nn.layers import Linear, QuantizedLinear
+from minilora.nn.module import Module
+
+
+def quantize_model(
+    model: Module, code: str = "nf4", blocksize: int | str | None = 64, double_quant: bool = True, skip=("lm_head",)
+) -> Module:
+    """Quantize every Linear except those whose name ends in one of `skip`, as bitsandbytes' integration does.
+
+    The head, the embeddings and the norms stay float. In place; returns the model. Raises QuantizationError where
+    there is no Linear left to quantize.
+    """
+    layers = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, Linear) and path.rpartition(".")[2] not in skip
+    }
+    if not layers:
+        raise QuantizationError("no Linear layer to quantize; was the model quantized before?")
+    for path, layer in layers.items():
+        model.set_submodule(path, QuantizedLinear.from_linear(layer, code, blocksize, double_quant))
+    return model
