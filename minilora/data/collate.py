@@ -1,0 +1,68 @@
+"""From examples to batches: padding on the right, masking by position, shuffling by seed.
+
+An example is {"input_ids": [...], "labels": [...]}; a label of -100 is not a target. Padding is masked by position, so it
+does not matter which token pads, and a real end-of-text token stays a target.
+"""
+
+import numpy as np
+
+from minilora.errors import DataError
+
+IGNORE = -100
+
+
+class DataCollatorForLanguageModeling:
+    """Pads examples to the longest: {"input_ids", "labels", "attention_mask"}, each (B, T)."""
+
+    def __init__(self, pad_token_id: int = 0, max_length: int | None = None):
+        self.pad_token_id, self.max_length = pad_token_id, max_length
+
+    def __call__(self, examples: list[dict]) -> dict[str, np.ndarray]:
+        if not examples:
+            raise DataError("a batch of no examples")
+        lengths = [len(e["input_ids"]) for e in examples]
+        longest = max(lengths)
+        if self.max_length is not None and longest > self.max_length:
+            raise DataError(
+                f"example {lengths.index(longest)} of the batch has {longest} tokens, more than {self.max_length}; "
+                "shorten it, or raise sequence_len"
+            )
+        ids = np.full((len(examples), longest), self.pad_token_id, np.int64)
+        labels, mask = np.full_like(ids, IGNORE), np.zeros(ids.shape, bool)
+        for i, (example, n) in enumerate(zip(examples, lengths, strict=True)):
+            ids[i, :n], labels[i, :n], mask[i, :n] = example["input_ids"], example["labels"], True
+        if (labels[:, 1:] == IGNORE).all():
+            raise DataError(f"none of the {len(examples)} examples of this batch has a target token: all labels are -100")
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+class Batches:
+    """batch(step) -> a collated batch; examples reshuffled every epoch, batches of similar length.
+
+    Eight batches' worth of examples are sorted by length and cut, in shuffled order: little padding, still random.
+    """
+
+    def __init__(self, dataset, batch_size: int, collator=None, seed: int = 0):
+        if not len(dataset):
+            raise DataError("the training set is empty")
+        self.dataset, self.seed = dataset, seed
+        self.batch_size = min(batch_size, len(dataset))
+        self.collator = collator or DataCollatorForLanguageModeling()
+        self.per_epoch = len(dataset) // self.batch_size  # what is left over waits for another epoch's order
+        self._epoch, self._order = None, []
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        epoch, i = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._plan(epoch)
+        return self.collator([self.dataset[int(j)] for j in self._order[i]])
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([self.seed, epoch])
+        order, lengths = rng.permutation(len(self.dataset)), [len(e["input_ids"]) for e in self.dataset]
+        order = order[: self.per_epoch * self.batch_size]
+        pool, plan = 8 * self.batch_size, []
+        for start in range(0, len(order), pool):
+            part = np.array(sorted(order[start : start + pool], key=lambda j: lengths[j]))
+            plan += np.split(part, len(part) // self.batch_size)
+        return [plan[k] for k in rng.permutation(len(plan))]

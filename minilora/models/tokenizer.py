@@ -1,0 +1,92 @@
+"""Byte-level BPE through the `tokenizers` library: ours for the embedded model, and those of others' files.
+
+    tokenizer = Tokenizer.from_file("tokenizer.json")
+    tokenizer.decode(tokenizer.encode("def f(x):")) == "def f(x):"
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from minilora.errors import FileFormatError
+
+END_OF_TEXT = "<|endoftext|>"
+# Newline with its indentation, spaces, words split at a change of case, single digits, single signs.
+_SOURCE_WORDS = r"\n *| +|[A-Z]?[a-z]+|[A-Z]+|[0-9]|[^A-Za-z0-9\s]|\s"
+
+
+class Tokenizer:
+    """Text to token numbers and back. eos_token_id ends a text; chat_template is "chatml" or None."""
+
+    def __init__(self, backend, eos_token_id: int, bos_token_id: int | None = None, chat_template: str | None = None):
+        self.backend = backend
+        self.eos_token_id, self.bos_token_id = eos_token_id, bos_token_id
+        self.chat_template = chat_template
+
+    @classmethod
+    def from_file(cls, path, eos_token: str = END_OF_TEXT) -> "Tokenizer":
+        """Read a tokenizer.json. Raises FileFormatError where there is none or it lacks eos_token."""
+        import tokenizers
+
+        path = Path(path)
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise FileFormatError(f"{path} is not a readable tokenizer.json: {error}") from error
+        eos = backend.token_to_id(eos_token)
+        if eos is None:
+            raise FileFormatError(f"{path} has no token {eos_token!r} to end a text with")
+        return cls(backend, eos)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """A byte-level BPE vocabulary for source code, learned from texts; the same texts give the same one."""
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_SOURCE_WORDS), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend, backend.token_to_id(END_OF_TEXT))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids) -> str:
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of tokens as they come, held back while a character's bytes are incomplete."""
+        seen, done = [], ""
+        for i in ids:
+            seen.append(i)
+            text = self.decode(seen)
+            if not text.endswith("\ufffd"):
+                yield text[len(done) :]
+                done = text
+
+    def to_json(self) -> str:
+        return self.backend.to_str()
+
+    def apply_chat_template(self, user: str, system: str | None = None) -> str:
+        """The prompt of a one-turn conversation in ChatML, up to where the assistant's answer begins."""
+        if self.chat_template != "chatml":
+            return user
+        system = system or "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        return (
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+        )

@@ -1,0 +1,34 @@
+"""Loss and exact match on a dataset, without gradients."""
+
+import numpy as np
+
+from minilora.autograd import no_grad
+from minilora.data.collate import DataCollatorForLanguageModeling
+from minilora.errors import DataError
+from minilora.ops import cross_entropy
+
+
+def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, float]:
+    """{"loss": nats per target token, "exact_match": share of examples, "tokens": targets}.
+
+    An example matches when the likeliest token is right at every target, the end of text included, given the right
+    tokens before it: which is when greedy generation gives the whole answer.
+    """
+    if not len(dataset):
+        raise DataError("the evaluation set is empty")
+    collator = collator or DataCollatorForLanguageModeling()
+    order = sorted(range(len(dataset)), key=lambda i: len(dataset[i]["input_ids"]))  # similar lengths, little padding
+    was_training, loss, tokens, matches = model.training, 0.0, 0, 0
+    model.eval()
+    try:
+        with no_grad():
+            for start in range(0, len(order), batch_size):
+                batch = collator([dataset[i] for i in order[start : start + batch_size]])
+                logits, rows, targets = model.target_logits(batch["input_ids"], batch["labels"])
+                loss += cross_entropy(logits, targets, reduction="sum").item()
+                tokens += len(targets)
+                wrong = np.unique(rows[logits.data.argmax(-1) != targets])
+                matches += len(batch["input_ids"]) - len(wrong)
+    finally:
+        model.train(was_training)
+    return {"loss": loss / tokens, "exact_match": matches / len(dataset), "tokens": tokens}

@@ -1,0 +1,76 @@
+"""AdamW and clipping by global norm.
+
+m ← β₁m + (1-β₁)g;  v ← β₂v + (1-β₂)g²;  θ ← (1 - ηλ)θ - η m̂/(√v̂ + ε), with m̂ = m/(1-β₁ᵗ), v̂ = v/(1-β₂ᵗ):
+decay is applied to the weights, not to the gradient (Loshchilov and Hutter, arXiv:1711.05101). float32 state.
+"""
+
+import math
+
+import numpy as np
+
+from minilora.autograd import Tensor
+from minilora.errors import GraphError, TrainingError
+
+_CHUNK = 1 << 15  # entries updated at a time: the ten passes over them stay in the cache
+
+
+def clip_grad_norm(params: list[Tensor], max_norm: float) -> float:
+    """Scale all gradients so that their joint Euclidean norm is at most max_norm; returns the norm before."""
+    grads = [p.grad for p in params if p.grad is not None]
+    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads))
+    if norm > max_norm:
+        for g in grads:
+            g *= max_norm / norm
+    return norm
+
+
+class AdamW:
+    """Updates `params` (those that have a gradient) in place. Matrices are decayed, vectors (norms, biases) are not."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        self.params = [p for p in params if p.requires_grad]
+        if not self.params:
+            raise TrainingError("no trainable parameter: attach an adapter with get_peft_model, or set requires_grad")
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.steps = 0
+        self.state = [(np.zeros(p.size, p.dtype), np.zeros(p.size, p.dtype)) for p in self.params]
+
+    def zero_grad(self):
+        for p in self.params:
+            p.grad = None
+
+    def step(self):
+        """One update. Raises GraphError where a graph that has not been walked still holds a parameter."""
+        self.steps += 1
+        b1, b2 = self.betas
+        rate = self.lr / (1 - b1**self.steps)
+        correction = 1 / math.sqrt(1 - b2**self.steps)
+        work = np.empty(_CHUNK, np.float32)
+        for p, (m, v) in zip(self.params, self.state, strict=True):
+            if p.grad is None:
+                continue
+            if not p.data.flags.writeable:
+                raise GraphError("a parameter is held by a graph still waiting for backward; call backward before step")
+            decay = 1 - self.lr * self.weight_decay if p.ndim >= 2 else 1.0
+            theta, g = p.data.reshape(-1), p.grad.reshape(-1)
+            for start in range(0, p.size, _CHUNK):
+                part = slice(start, start + _CHUNK)
+                self._update(theta[part], g[part], m[part], v[part], work, rate, correction, decay)
+            p.mark_changed()
+
+    def _update(self, theta, g, m, v, work, rate, correction, decay):
+        (b1, b2), t = self.betas, work[: g.size]
+        m *= b1
+        np.multiply(g, 1 - b1, out=t)
+        m += t
+        v *= b2
+        np.multiply(g, g, out=t)
+        t *= 1 - b2
+        v += t
+        np.sqrt(v, out=t)
+        t *= correction
+        t += self.eps
+        np.divide(m, t, out=t)
+        t *= rate
+        theta *= decay
+        theta -= t

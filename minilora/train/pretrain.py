@@ -1,0 +1,47 @@
+"""Train the embedded base from nothing on the standard library's source: tokenizer, model, and a card with its figures."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from minilora import files
+from minilora.data.pretrain import PretrainingBatches, token_stream, windows
+from minilora.data.stdlib import source_files
+from minilora.models.tokenizer import Tokenizer
+from minilora.nn import CausalLM, TransformerConfig
+from minilora.train.evaluate import evaluate
+from minilora.train.trainer import Trainer, TrainingArguments
+
+
+def bits_per_byte(model: CausalLM, stream: np.ndarray, size: int, length: int) -> float:
+    """Bits that the model needs for each byte of a text (its compression): total loss / (ln 2 · bytes)."""
+    scores = evaluate(model, windows(stream, length), batch_size=32)
+    return scores["loss"] * scores["tokens"] / math.log(2) / size
+
+
+def pretrain(output_dir, model: dict, length: int, training: dict, progress=None) -> dict:
+    """Train on the "train" files and measure on the others; returns (and saves as base.json) the figures.
+
+    model: fields of TransformerConfig; length: tokens of a window; training: fields of TrainingArguments.
+    """
+    args = TrainingArguments(output_dir, **training)
+    tokenizer = Tokenizer.train((f.text for f in source_files("train")), model["vocab_size"])
+    stream, _ = token_stream(tokenizer, "train")
+    network = CausalLM(TransformerConfig(**model), seed=args.seed)
+    batches = PretrainingBatches(stream, tokenizer.vocab_size, args.per_device_train_batch_size, length, args.seed)
+
+    def save(folder: Path):
+        weights = {name: array.astype(np.float16) for name, array in network.state_dict().items()}
+        files.save_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
+        files.atomic_write(folder / "tokenizer.json", tokenizer.to_json())
+        files.atomic_write(folder / "config.json", json.dumps(model, indent=2) + "\n")
+
+    result = Trainer(network, args, batches, progress=progress, save=save).train()
+    figures = {"steps": result.steps, "target_tokens": result.tokens, "training_tokens": len(stream)}
+    for split in ("validation", "held-out"):
+        figures[f"bits_per_byte_{split}"] = bits_per_byte(network, *token_stream(tokenizer, split), length)
+    card = {"recipe": {"length": length, **training}, "parameters": network.num_parameters(), **figures}
+    files.atomic_write(Path(output_dir) / "base.json", json.dumps(card, indent=2) + "\n")
+    return card
