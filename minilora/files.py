@@ -62,7 +62,7 @@ def load_safetensors(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if stop - start != math.prod(shape) * kind.itemsize or stop > body.size:
             refuse(f"tensor {name!r} {dtype}{shape} at bytes {start} to {stop} of {body.size} does not fit")
         spans.append((start, stop, name))
-        array = np.frombuffer(body[start:stop].tobytes(), kind).reshape(shape)
+        array = np.frombuffer(bytearray(body[start:stop]), kind).reshape(shape)
         if dtype == "BF16":  # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array

@@ -1,0 +1,196 @@
+"""Models from other projects' files: LLaMA-family GGUF files and Hugging Face folders, as a CausalLM."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from minilora.errors import ConfigError, FileFormatError
+from minilora.files import load_safetensors
+from minilora.models.gguf import read_gguf
+from minilora.models.tokenizer import Tokenizer
+from minilora.nn import CausalLM, TransformerConfig
+
+_GGUF_NAMES = {  # Hugging Face's name of a layer's tensor -> GGUF's
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def load_gguf(path) -> tuple[CausalLM, Tokenizer]:
+    """A model and its tokenizer from a GGUF file of the llama architecture. Raises FileFormatError."""
+    metadata, tensors = read_gguf(path)
+
+    def field(key: str, kind=int):
+        value = metadata.get(key)
+        if not isinstance(value, (int, float)) or (kind is int and not isinstance(value, int)):
+            raise FileFormatError(f"{path}: metadata {key} is {value!r}; a number is needed")
+        return kind(value)
+
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise FileFormatError(f"{path} holds a model of architecture {architecture!r}; 'llama' can be read")
+    heads = field("llama.attention.head_count")
+    config = _config(
+        path,
+        vocab_size=len(metadata.get("tokenizer.ggml.tokens") or []),
+        hidden_size=field("llama.embedding_length"),
+        intermediate_size=field("llama.feed_forward_length"),
+        num_hidden_layers=field("llama.block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=field("llama.attention.head_count_kv"),
+        max_position_embeddings=field("llama.context_length"),
+        norm_eps=field("llama.attention.layer_norm_rms_epsilon", float),
+        rope_theta=field("llama.rope.freq_base", float),
+        tie_word_embeddings="output.weight" not in tensors,
+    )
+    if config.num_hidden_layers > len(tensors):
+        raise FileFormatError(f"{path} claims {config.num_hidden_layers} layers and has {len(tensors)} tensors")
+
+    def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name not in tensors:
+            raise FileFormatError(f"{path} lacks tensor {name!r}")
+        array = tensors[name]()
+        if array.shape != shape:
+            raise FileFormatError(f"{path}: tensor {name!r} has shape {array.shape}; the metadata asks for {shape}")
+        return array
+
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        top = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+               "lm_head.weight": "output.weight"}  # fmt: skip
+        if name in top:
+            return tensor(top[name], shape)
+        _, _, layer, part = name.split(".", 3)
+        part = part.removesuffix(".weight")
+        array = tensor(f"blk.{layer}.{_GGUF_NAMES[part]}.weight", shape)
+        rows = {"self_attn.q_proj": heads, "self_attn.k_proj": config.num_key_value_heads}.get(part)
+        return _half_split(array, rows) if rows else array
+
+    return _build(path, config, read), _gguf_tokenizer(path, metadata)
+
+
+def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
+    """GGUF stores a head's rows as interleaved rotary pairs (0, 1), (2, 3)...; here pairs are (i, i + hd/2)."""
+    d_out, d_in = weight.shape
+    return weight.reshape(heads, d_out // heads // 2, 2, d_in).swapaxes(1, 2).reshape(d_out, d_in)
+
+
+def _config(path, **fields) -> TransformerConfig:
+    if fields["vocab_size"] < 1:
+        raise FileFormatError(f"{path} has no vocabulary")
+    try:
+        return TransformerConfig(**fields)
+    except (ConfigError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise FileFormatError(f"{path} describes an impossible model: {error}") from error
+
+
+def _build(path, config: TransformerConfig, read) -> CausalLM:
+    """Fill a model parameter by parameter: read(name, shape) -> array."""
+    elements = config.vocab_size * config.hidden_size
+    if elements > 1 << 34:
+        raise FileFormatError(f"{path} describes an embedding of {elements} entries")
+    model = CausalLM(config, seed=None)
+    for name, p in model.named_parameters():
+        p.data = np.ascontiguousarray(read(name, p.shape), np.float32)
+    return model.eval()
+
+
+def _gguf_tokenizer(path, metadata: dict) -> Tokenizer:
+    from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, pre_tokenizers
+
+    if metadata.get("tokenizer.ggml.model") != "gpt2":
+        raise FileFormatError(f"{path}: tokenizer {metadata.get('tokenizer.ggml.model')!r}; 'gpt2' (BPE) can be read")
+    tokens, merges = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.merges", [])
+    kinds = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    kind = metadata.get("tokenizer.ggml.pre", "gpt-2")
+    before = {"smollm": [pre_tokenizers.Digits(individual_digits=True)], "gpt-2": []}.get(kind)
+    if before is None:
+        raise FileFormatError(f"{path}: pre-tokenizer {kind!r} is not known; 'smollm' and 'gpt-2' are")
+    try:
+        backend = Backend(models.BPE({t: i for i, t in enumerate(tokens)}, [tuple(m.split(" ", 1)) for m in merges]))
+    except Exception as error:  # the library raises bare Exception
+        raise FileFormatError(f"{path}: its vocabulary and merges do not fit: {error}") from error
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*before, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    control = [t for t, k in zip(tokens, kinds, strict=False) if k == 3]
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    if not isinstance(eos, int) or not 0 <= eos < len(tokens):
+        raise FileFormatError(f"{path}: eos_token_id is {eos!r}, of {len(tokens)} tokens")
+    template = "chatml" if "<|im_start|>" in str(metadata.get("tokenizer.chat_template", "")) else None
+    return Tokenizer(backend, eos, metadata.get("tokenizer.ggml.bos_token_id"), template)
+
+
+def load_folder(path) -> tuple[CausalLM, Tokenizer | None]:
+    """A Hugging Face LLaMA folder, or our own: config.json, model.safetensors (or its shards), tokenizer.json if any."""
+    path = Path(path)
+    try:
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is not a model folder: config.json cannot be read ({error})") from error
+    kind = fields.get("model_type", "llama") if isinstance(fields, dict) else None
+    if kind != "llama":
+        raise FileFormatError(f"{path}: model_type {kind!r}; 'llama' can be read")
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    missing = [name for name in names if name not in fields]
+    if missing:
+        raise FileFormatError(f"{path}/config.json lacks {', '.join(missing)}")
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise FileFormatError(f"{path}: rotary scaling {rope} is not implemented")
+    if fields.get("hidden_act", "silu") != "silu" or fields.get("mlp_bias"):
+        raise FileFormatError(f"{path}: hidden_act {fields.get('hidden_act')!r} or mlp_bias is not implemented")
+    config = _config(
+        path,
+        **{name: fields[name] for name in names},
+        num_key_value_heads=fields.get("num_key_value_heads"),
+        head_dim=fields.get("head_dim"),
+        max_position_embeddings=fields.get("max_position_embeddings", 2048),
+        norm_eps=fields.get("rms_norm_eps", 1e-5),
+        rope_theta=fields.get("rope_theta") or rope.get("rope_theta", 10000.0),
+        tie_word_embeddings=fields.get("tie_word_embeddings", "model_type" not in fields),
+        bias=fields.get("attention_bias", False),
+    )
+    arrays = _read_shards(path)
+    if config.tie_word_embeddings:
+        arrays.pop("lm_head.weight", None)
+
+    def read(name: str, shape):
+        if name not in arrays:
+            raise FileFormatError(f"{path} lacks tensor {name!r}")
+        if arrays[name].shape != shape:
+            raise FileFormatError(f"{path}: {name!r} has shape {arrays[name].shape}; config.json asks for {shape}")
+        return arrays.pop(name)
+
+    model = _build(path, config, read)
+    if arrays:
+        raise FileFormatError(f"{path} has {len(arrays)} tensors that the model lacks, the first {min(arrays)!r}")
+    file = path / "tokenizer.json"
+    if not file.exists():
+        return model, None
+    return model, Tokenizer.from_file(file, _eos_token(path))
+
+
+def _eos_token(path: Path) -> str:
+    try:
+        token = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
+        return token["content"] if isinstance(token, dict) else token
+    except (OSError, ValueError, KeyError):
+        return "<|endoftext|>"
+
+
+def _read_shards(path: Path) -> dict[str, np.ndarray]:
+    index = path / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.exists():
+        try:
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise FileFormatError(f"{index} cannot be read: {error!r}") from error
+    arrays = {}
+    for file in files:
+        arrays |= load_safetensors(path / Path(file).name)[0]
+    return arrays
