@@ -1,6 +1,6 @@
 """One run's configuration: a YAML file, checked. Names are axolotl's where it has one.
 
-    config = load_recipe("demo", {"max_steps": 20})
+config = load_recipe("demo", {"max_steps": 20})
 """
 
 from difflib import get_close_matches
@@ -21,6 +21,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     base_model: str = "embedded"
+    random_init: bool = False  # the model's shape with new random weights: what training alone can do
     task: str = "header_json"
     adapter: Literal["qlora", "lora", "none"] = "qlora"  # none: all weights are trained
     load_in_4bit: bool = True
@@ -74,7 +75,9 @@ def _explain(error: ValidationError) -> str:
         field = ".".join(map(str, e["loc"]))
         if e["type"] == "extra_forbidden":
             near = get_close_matches(field, RunConfig.model_fields, n=2, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(RunConfig.model_fields)}"
+            hint = (
+                f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(RunConfig.model_fields)}"
+            )
             reasons.append(f"unknown field {field!r}{hint}")
         else:
             reasons.append(f"{field}={e['input']!r}: {e['msg'].lower()}")

@@ -112,7 +112,9 @@ def atomic_write(path, data: bytes | str):
             with contextlib.suppress(OSError):
                 os.unlink(aside)
         if isinstance(error, OSError):
-            raise MiniloraError(f"{path} could not be written: {error.strerror}; what was there is unchanged") from error
+            raise MiniloraError(
+                f"{path} could not be written: {error.strerror}; what was there is unchanged"
+            ) from error
         raise
     _sync_folder(path.parent)
 

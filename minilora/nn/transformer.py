@@ -142,7 +142,9 @@ class CausalLM(Module):
         self.config = config
         self.model = Decoder(config, rng, np.random.default_rng([seed or 0, 1]))
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, rng, config.init_std(config.hidden_size))
+            self.lm_head = Linear(
+                config.hidden_size, config.vocab_size, False, rng, config.init_std(config.hidden_size)
+            )
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., V): the last norm, then a product with the (tied) embedding."""

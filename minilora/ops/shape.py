@@ -53,7 +53,6 @@ def _concatenate(*arrays, axis):
     return np.concatenate(arrays, axis), tuple(part(i) for i in range(len(arrays)))
 
 
-
 @primitive
 def split_heads(x, heads: int):
     """(B, T, H·hd) -> (B, H, T, hd), a view."""
@@ -68,6 +67,4 @@ def split_heads(x, heads: int):
 def merge_heads(x):
     """(B, H, T, hd) -> (B, T, H·hd)."""
     B, H, T, hd = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(B, T, H * hd), (
-        lambda g: g.reshape(B, T, H, hd).transpose(0, 2, 1, 3),
-    )
+    return x.transpose(0, 2, 1, 3).reshape(B, T, H * hd), (lambda g: g.reshape(B, T, H, hd).transpose(0, 2, 1, 3),)

@@ -1,8 +1,8 @@
 """QuantizedArray: an array stored as codes and the constants that scale them.
 
-    q = quantize(x, "nf4", blocksize=64, double_quant=True)
-    q.bits_per_weight          # 4.127: 4 bits of code, the rest constants
-    q.dequantize()             # float32 (or x's dtype) again, each entry a level times its block's absmax
+q = quantize(x, "nf4", blocksize=64, double_quant=True)
+q.bits_per_weight          # 4.127: 4 bits of code, the rest constants
+q.dequantize()             # float32 (or x's dtype) again, each entry a level times its block's absmax
 """
 
 import math
@@ -60,9 +60,7 @@ class QuantizedArray:
         if self.code == "int8":
             x = kernels.dequantize_int8(self.packed, self.scales(), self.blocksize)
         else:
-            x = kernels.dequantize_4bit(
-                self.packed, self.scales(), CODES[self.code], self.blocksize, 0, self.size
-            )
+            x = kernels.dequantize_4bit(self.packed, self.scales(), CODES[self.code], self.blocksize, 0, self.size)
         return x.reshape(self.shape).astype(self.dtype, copy=False)
 
     def matmul(self, x: np.ndarray, transpose: bool = False) -> np.ndarray:
@@ -122,9 +120,7 @@ def quantize(
     if not double_quant:
         return QuantizedArray(code, packed, x.shape, x.dtype, blocksize, absmax)
     codes, absmax2, offset = double.compress(absmax)
-    return QuantizedArray(
-        code, packed, x.shape, x.dtype, blocksize, absmax_codes=codes, absmax2=absmax2, offset=offset
-    )
+    return QuantizedArray(code, packed, x.shape, x.dtype, blocksize, absmax_codes=codes, absmax2=absmax2, offset=offset)
 
 
 def dequantize(q: QuantizedArray, out: np.ndarray | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Train the embedded base from nothing on the standard library's source: tokenizer, model, and a card with its figures."""
+"""Train the embedded base from nothing on the standard library's source, and write a card with its figures."""
 
 import json
 import math
@@ -9,6 +9,7 @@ import numpy as np
 from minilora import files
 from minilora.data.pretrain import PretrainingBatches, token_stream, windows
 from minilora.data.stdlib import source_files
+from minilora.models.checkpoint import save_folder
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn import CausalLM, TransformerConfig
 from minilora.train.evaluate import evaluate
@@ -33,10 +34,7 @@ def pretrain(output_dir, model: dict, length: int, training: dict, progress=None
     batches = PretrainingBatches(stream, tokenizer.vocab_size, args.per_device_train_batch_size, length, args.seed)
 
     def save(folder: Path):
-        weights = {name: array.astype(np.float16) for name, array in network.state_dict().items()}
-        files.save_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
-        files.atomic_write(folder / "tokenizer.json", tokenizer.to_json())
-        files.atomic_write(folder / "config.json", json.dumps(model, indent=2) + "\n")
+        save_folder(network, tokenizer, folder, np.float16)
 
     result = Trainer(network, args, batches, progress=progress, save=save).train()
     figures = {"steps": result.steps, "target_tokens": result.tokens, "training_tokens": len(stream)}

@@ -1,0 +1,196 @@
+"""The command line: each subcommand parses its options and calls one function.
+
+Exit code 0; 1 when the run failed; 2 for wrong usage. Errors are a line or two on stderr (--debug shows the traceback).
+"""
+
+import argparse
+import sys
+
+import minilora
+from minilora.errors import MiniloraError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return args.command(args) or 0
+    except MiniloraError as error:
+        if args.debug:
+            raise
+        print(f"minilora {args.name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"minilora {args.name}: interrupted", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(
+            f"minilora {args.name}: out of memory; a smaller micro_batch_size or sequence_len needs less",
+            file=sys.stderr,
+        )
+        return 1
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if args.debug:
+            raise
+        print(f"minilora {args.name}: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="minilora", description=minilora.__doc__)
+    parser.add_argument("--version", action="version", version=f"minilora {minilora.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(command=command, name=name)
+        return sub
+
+    demo = add("demo", _demo, "QLoRA on the embedded model, offline, in under a minute")
+    demo.add_argument("--output-dir", help="where to write (default: minilora-demo; replaced if a demo wrote it)")
+    demo.add_argument("--seed", type=int, help="of the adapters and the order of batches (default 0)")
+    demo.add_argument("--max-steps", type=int, help="updates (default: the recipe's 340)")
+    demo.add_argument("--compare", action="store_true", help="also rerun the variants that the table quotes")
+
+    train = add("train", _train, "run a recipe by name, or a YAML file")
+    train.add_argument("recipe", help="demo, smollm2-qlora, smollm2-lora, pretrain-stdlib or a .yml file")
+    train.add_argument("--output-dir", help="where to write")
+    train.add_argument("--seed", type=int)
+    train.add_argument("--max-steps", type=int)
+    train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe")
+    train.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
+
+    fetch = add("fetch", _fetch, "download a model into the cache, checksum verified")
+    fetch.add_argument("model", help="smollm2-135m")
+
+    gen = add("generate", _generate, "continue a text")
+    gen.add_argument("model", help="embedded, smollm2-135m, a GGUF file or a Hugging Face folder")
+    gen.add_argument("prompt")
+    gen.add_argument("--adapter", help="folder of a LoRA adapter to apply")
+    gen.add_argument("--max-new-tokens", type=int, default=64)
+    gen.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
+    gen.add_argument("--top-k", type=int)
+    gen.add_argument("--top-p", type=float)
+    gen.add_argument("--seed", type=int)
+    gen.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+
+    bench = add("bench", _bench, "measure speed: ratios in one process")
+    bench.add_argument("subject", choices=["train"])
+
+    add("doctor", _doctor, "what this machine has and lacks")
+    return parser
+
+
+def _overrides(args) -> dict:
+    given = {"output_dir": args.output_dir, "seed": args.seed, "max_steps": args.max_steps}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+class _Bar:
+    """tqdm on stderr: loss, target tokens a second, time left."""
+
+    def __init__(self, total: int):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    def __call__(self, entry: dict):
+        shown = {"loss": f"{entry['loss']:.3f}", "tokens/s": f"{entry['tokens_per_second']:.0f}"}
+        if "eval_loss" in entry:
+            shown["validation"] = f"{entry['eval_loss']:.3f}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+        if self.bar.n == self.bar.total:
+            self.bar.close()
+
+
+def _say(line: str):
+    print(line, flush=True)
+
+
+def _demo(args):
+    from pathlib import Path
+
+    from minilora import demo
+    from minilora.config import load_recipe
+
+    config = load_recipe("demo", _overrides(args))
+    ours = (Path(config.output_dir) / "result.json").exists() or (Path(config.output_dir) / "metrics.jsonl").exists()
+    demo.run_recipe("demo", _overrides(args), _Bar(config.max_steps), _say, overwrite=ours)
+    if args.compare:
+        demo.compare(_overrides(args), None, _say)
+    elif demo.stored_comparison():
+        _say("\nmeasured by the authors (minilora demo --compare measures them here):")
+        _say(demo.format_table(demo.comparison_rows(demo.stored_comparison())))
+
+
+def _train(args):
+    from minilora import demo
+    from minilora.config import load_recipe
+
+    overrides = _parse_fields(args.set) | _overrides(args)
+    config = load_recipe(args.recipe, overrides)
+    if config.pretrain is None:
+        result = demo.run_recipe(args.recipe, overrides, _Bar(config.max_steps), _say, args.overwrite)
+        if result.training.interrupted:
+            _say(f"interrupted after {result.training.steps} steps; the adapter so far is saved")
+        return
+    from minilora.train.pretrain import pretrain
+
+    training = {
+        "max_steps": config.max_steps, "per_device_train_batch_size": config.micro_batch_size,
+        "learning_rate": config.learning_rate, "lr_scheduler_type": config.lr_scheduler,
+        "warmup_steps": config.warmup_steps, "weight_decay": config.weight_decay, "adam_beta2": config.adam_beta2,
+        "seed": config.seed, "save_steps": 200, "overwrite_output_dir": args.overwrite,
+    }  # fmt: skip
+    card = pretrain(config.output_dir, config.pretrain, config.sequence_len, training, _Bar(config.max_steps))
+    _say(f"held-out: {card['bits_per_byte_held-out']:.3f} bits per byte; wrote {config.output_dir}/")
+
+
+def _parse_fields(pairs: list[str]) -> dict:
+    import yaml
+
+    from minilora.errors import ConfigError
+
+    fields = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes FIELD=VALUE, not {pair!r}")
+        fields[name] = yaml.safe_load(value)
+    return fields
+
+
+def _fetch(args):
+    from minilora.models.fetch import fetch
+
+    fetch(args.model, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _generate(args):
+    from minilora import PeftModel, generate, load_model
+
+    model, tokenizer = load_model(args.model)
+    if args.adapter:
+        model = PeftModel.from_pretrained(model, args.adapter).eval()
+    prompt = tokenizer.apply_chat_template(args.prompt) if args.chat else args.prompt
+    generate(
+        model, tokenizer, prompt, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed,
+        stream=lambda piece: print(piece, end="", flush=True),
+    )  # fmt: skip
+    print()
+
+
+def _bench(args):
+    from minilora.bench import train
+
+    train.main()
+
+
+def _doctor(args):
+    from minilora.doctor import report
+
+    print("\n".join(report()))

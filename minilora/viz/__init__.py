@@ -1,0 +1,1 @@
+"""Pictures: pure functions from plain data to SVG and HTML text."""
