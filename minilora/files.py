@@ -9,6 +9,7 @@ dtype, shape and the first and last byte of each tensor; the tensors' bytes. Not
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -67,7 +68,7 @@ def load_safetensors(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array
     spans.sort()
-    for (_, stop, a), (start, _, b) in zip(spans, spans[1:], strict=False):
+    for (_, stop, a), (start, _, b) in itertools.pairwise(spans):
         if start < stop:
             refuse(f"tensors {a!r} and {b!r} overlap")
     return tensors, metadata if isinstance(metadata, dict) else {}

@@ -129,7 +129,7 @@ class Tensor:
         return out
 
     def mark_changed(self):
-        """Say that `.data` was changed in place (optimizers do): a graph that captured the old values is now invalid."""
+        """Say that `.data` was changed in place (optimizers do): a graph that captured its old values is now invalid."""
         self._version[0] += 1
 
     def register_hook(self, hook: Callable):
@@ -261,7 +261,7 @@ def _backward(root: Node, gradient: np.ndarray):
 
 
 def _checked(node: Node, parent: Node, gp: np.ndarray) -> np.ndarray:
-    """A vjp's result, summed to its input's shape and cast to its dtype; says which rule is wrong if it does not fit."""
+    """A vjp's result, summed to its input's shape and cast to its dtype; says which rule is wrong if it cannot."""
     try:
         gp = unbroadcast(gp, parent.shape)
         if gp.shape != parent.shape:

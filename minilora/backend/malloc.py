@@ -1,9 +1,8 @@
 """Keep freed memory in the process.
 
-glibc hands large freed blocks back to the kernel, which then clears every page again on the next use: in a training step,
-which frees and allocates the same activations over and over, that costs up to half of the time (1.82x against 1.06x of
-hand-written NumPy with preallocated buffers). mallopt(3) raises the thresholds. Elsewhere than on Linux with glibc there
-is nothing to do, and nothing is done.
+glibc hands large freed blocks back to the kernel, which then clears every page again on the next use. A training step
+frees and allocates the same activations over and over, and would lose much of its time to that. mallopt(3) raises the
+thresholds. Elsewhere than on Linux with glibc nothing is done.
 """
 
 import ctypes

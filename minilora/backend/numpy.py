@@ -4,8 +4,8 @@
     dequantize_4bit(packed, absmax, levels, 64, 0, x.size)       # level[code] · absmax of the block
     matmul_4bit(a, packed, absmax, levels, 64, (d_out, d_in))    # a @ W.T, a tile of W's rows at a time
 
-The format is bitsandbytes' (Linear4bit, CPU): the array is flattened row by row, cut into blocks, and each block divided
-by its largest absolute value; two codes share a byte, the first in the high half.
+The format is bitsandbytes' (Linear4bit, CPU): the array is flattened row by row, cut into blocks, and each block
+divided by its largest absolute value; two codes share a byte, the first in the high half.
 """
 
 import numpy as np

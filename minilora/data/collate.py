@@ -1,7 +1,7 @@
 """From examples to batches: padding on the right, masking by position, shuffling by seed.
 
-An example is {"input_ids": [...], "labels": [...]}; a label of -100 is not a target. Padding is masked by position, so it
-does not matter which token pads, and a real end-of-text token stays a target.
+An example is {"input_ids": [...], "labels": [...]}; a label of -100 is not a target. Padding is masked by position, so
+it does not matter which token pads, and a real end-of-text token stays a target.
 """
 
 import numpy as np

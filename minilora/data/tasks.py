@@ -132,14 +132,13 @@ def load_task(name: str) -> Task:
 
 
 def encode(tokenizer, examples: list[Example], max_length: int) -> list[dict[str, list[int]]]:
-    """Token numbers, the end-of-text token before and after; only the response and that end are targets.
+    """Token numbers, begun and ended as the tokenizer does; only the response and that end are targets.
 
     Raises DataError for an example of more than max_length tokens, naming it.
     """
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     rows = []
     for i, example in enumerate(examples):
-        prompt = [start, *tokenizer.encode(example.prompt)]
+        prompt = [*tokenizer.begin(), *tokenizer.encode(example.prompt)]
         response = [*tokenizer.encode(example.response), tokenizer.eos_token_id]
         if len(prompt) + len(response) > max_length:
             raise DataError(

@@ -13,7 +13,8 @@ from minilora.nn import CausalLM, TransformerConfig
 
 _GGUF_NAMES = {  # Hugging Face's name of a layer's tensor -> GGUF's
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
 }  # fmt: skip
 
@@ -122,11 +123,12 @@ def _gguf_tokenizer(path, metadata: dict) -> Tokenizer:
     if not isinstance(eos, int) or not 0 <= eos < len(tokens):
         raise FileFormatError(f"{path}: eos_token_id is {eos!r}, of {len(tokens)} tokens")
     template = "chatml" if "<|im_start|>" in str(metadata.get("tokenizer.chat_template", "")) else None
-    return Tokenizer(backend, eos, metadata.get("tokenizer.ggml.bos_token_id"), template)
+    bos = metadata.get("tokenizer.ggml.bos_token_id") if metadata.get("tokenizer.ggml.add_bos_token") else None
+    return Tokenizer(backend, eos, bos, template)
 
 
 def load_folder(path) -> tuple[CausalLM, Tokenizer | None]:
-    """A Hugging Face LLaMA folder, or our own: config.json, model.safetensors (or its shards), tokenizer.json if any."""
+    """A Hugging Face LLaMA folder: config.json, model.safetensors (or its shards), tokenizer.json if there is one."""
     path = Path(path)
     try:
         fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -172,15 +174,21 @@ def load_folder(path) -> tuple[CausalLM, Tokenizer | None]:
     file = path / "tokenizer.json"
     if not file.exists():
         return model, None
-    return model, Tokenizer.from_file(file, _eos_token(path))
+    return model, Tokenizer.from_file(file, **_special_tokens(path))
 
 
-def _eos_token(path: Path) -> str:
+def _special_tokens(path: Path) -> dict[str, str | None]:
+    """The tokens that end a text and, where the tokenizer adds one, that begin it, as tokenizer_config.json says."""
     try:
-        token = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
-        return token["content"] if isinstance(token, dict) else token
-    except (OSError, ValueError, KeyError):
-        return "<|endoftext|>"
+        fields = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        names = {
+            key: (t["content"] if isinstance(t := fields[key], dict) else t)
+            for key in ("eos_token", "bos_token")
+            if fields.get(key)
+        }
+        return names if fields.get("add_bos_token") else {k: v for k, v in names.items() if k == "eos_token"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _read_shards(path: Path) -> dict[str, np.ndarray]:
@@ -203,12 +211,16 @@ def save_folder(model: CausalLM, tokenizer: Tokenizer | None, folder, dtype=np.f
     if model.quantized() or (c.norm, c.activation, c.positions) != ("rmsnorm", "swiglu", "rotary"):
         raise FileFormatError("only a float model with RMSNorm, SwiGLU and rotary positions has a LLaMA file format")
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta", "tie_word_embeddings")  # fmt: skip
+            "num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta",
+            "tie_word_embeddings")  # fmt: skip
     fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
     fields |= {name: getattr(c, name) for name in same} | {"rms_norm_eps": c.norm_eps, "attention_bias": c.bias}
     arrays = {name: array.astype(dtype) for name, array in model.state_dict().items()}
     save_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
     if tokenizer is not None:
-        fields |= {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        tokens = {"eos_token": tokenizer.token(tokenizer.eos_token_id)}
+        if tokenizer.bos_token_id is not None:
+            tokens |= {"bos_token": tokenizer.token(tokenizer.bos_token_id), "add_bos_token": True}
+        atomic_write(folder / "tokenizer_config.json", json.dumps(tokens, indent=2) + "\n")
         atomic_write(folder / "tokenizer.json", tokenizer.to_json())
     atomic_write(folder / "config.json", json.dumps(fields, indent=2) + "\n")

@@ -61,8 +61,7 @@ def generate(
     top_p: float | None = None, seed: int | None = None, stream=None,
 ) -> str:  # fmt: skip
     """The text that follows `prompt`. stream: called with each piece of text as it comes."""
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    ids = [start, *tokenizer.encode(prompt)]
+    ids = [*tokenizer.begin(), *tokenizer.encode(prompt)]
     tokens = generate_tokens(model, ids, max_new_tokens, tokenizer.eos_token_id, temperature, top_k, top_p, seed)
     pieces = []
     for piece in tokenizer.stream(tokens):

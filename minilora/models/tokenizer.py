@@ -15,7 +15,8 @@ _SOURCE_WORDS = r"\n *| +|[A-Z]?[a-z]+|[A-Z]+|[0-9]|[^A-Za-z0-9\s]|\s"
 
 
 class Tokenizer:
-    """Text to token numbers and back. eos_token_id ends a text; chat_template is "chatml" or None."""
+    """Text to token numbers and back. eos_token_id ends a text, bos_token_id, if any, begins it.
+    chat_template is "chatml" or None."""
 
     def __init__(self, backend, eos_token_id: int, bos_token_id: int | None = None, chat_template: str | None = None):
         self.backend = backend
@@ -23,8 +24,8 @@ class Tokenizer:
         self.chat_template = chat_template
 
     @classmethod
-    def from_file(cls, path, eos_token: str = END_OF_TEXT) -> "Tokenizer":
-        """Read a tokenizer.json. Raises FileFormatError where there is none or it lacks eos_token."""
+    def from_file(cls, path, eos_token: str = END_OF_TEXT, bos_token: str | None = None) -> "Tokenizer":
+        """Read a tokenizer.json. Raises FileFormatError where there is none or it lacks a token."""
         import tokenizers
 
         path = Path(path)
@@ -32,10 +33,10 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise FileFormatError(f"{path} is not a readable tokenizer.json: {error}") from error
-        eos = backend.token_to_id(eos_token)
-        if eos is None:
-            raise FileFormatError(f"{path} has no token {eos_token!r} to end a text with")
-        return cls(backend, eos)
+        for token in (eos_token, bos_token):
+            if token is not None and backend.token_to_id(token) is None:
+                raise FileFormatError(f"{path} has no token {token!r} to begin or end a text with")
+        return cls(backend, backend.token_to_id(eos_token), bos_token and backend.token_to_id(bos_token))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -57,11 +58,19 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
-        return cls(backend, backend.token_to_id(END_OF_TEXT))
+        end = backend.token_to_id(END_OF_TEXT)
+        return cls(backend, end, end)  # a text also begins with it
 
     @property
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size()
+
+    def token(self, number: int) -> str:
+        return self.backend.id_to_token(number)
+
+    def begin(self) -> list[int]:
+        """The tokens that a text begins with: one or none."""
+        return [] if self.bos_token_id is None else [self.bos_token_id]
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids

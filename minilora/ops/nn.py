@@ -106,7 +106,7 @@ def rope(x, cos, sin):
 def attention(q, k, v):
     """Causal attention softmax(q kᵀ / √hd) v, each of K key/value heads serving H / K query heads (arXiv:2305.13245).
 
-    q (B, H, T, hd), k and v (B, K, S, hd) with S >= T: the queries are the last T of S positions. Returns (B, H, T, hd).
+    q (B, H, T, hd), k and v (B, K, S, hd) with S >= T: the queries are the last T of S positions; (B, H, T, hd).
     """
     B, H, T, hd = q.shape
     K, S = k.shape[1:3]

@@ -70,7 +70,7 @@ class Trainer:
         progress: Callable[[dict], None] | None = None,
         save: Callable[[Path], None] | None = None,
     ):
-        """progress: called with each log entry. save: writes the trained weights to a folder (model.save_pretrained)."""
+        """progress: called with each log entry. save: writes the weights to a folder (model.save_pretrained)."""
         self.model, self.args, self.eval_dataset, self.collator = model, args, eval_dataset, data_collator
         self.batches = train_dataset
         if not hasattr(train_dataset, "batch"):

@@ -28,7 +28,8 @@ class _Frame:
         self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, "middle")
         middle = (TOP + HEIGHT - BOTTOM) / 2
         self.parts.append(
-            f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(y_label)}</text>'
+            f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">'
+            f"{escape(y_label)}</text>"
         )
 
     def px(self, x: float) -> float:
