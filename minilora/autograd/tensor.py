@@ -129,7 +129,7 @@ class Tensor:
         return out
 
     def mark_changed(self):
-        """Say that `.data` was changed in place (optimizers do): a graph that captured its old values is now invalid."""
+        """Say that `.data` was changed in place (optimizers do): graphs that captured its old values are now invalid."""
         self._version[0] += 1
 
     def register_hook(self, hook: Callable):

@@ -1,0 +1,28 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("quick", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("long", max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def golden():
+    """golden(name) -> the arrays of tests/golden/<name>.npz."""
+    return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+@pytest.fixture
+def tiny_llama():
+    return GOLDEN / "tiny_llama"
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
