@@ -34,7 +34,7 @@ class Node:
     def __init__(self, op: str, value: np.ndarray, parents=(), leaf=None):
         self.op, self.shape, self.dtype = op, value.shape, value.dtype
         self.parents: tuple[tuple[Node, Callable], ...] = parents
-        self.leaf = leaf and weakref.ref(leaf)
+        self.leaf = None if leaf is None else weakref.ref(leaf)
         self.hooks: list[Callable] = []
         self.guards: tuple = ()  # (input tensor's version box, version seen, which input)
         self.locked: list[np.ndarray] = []
@@ -129,7 +129,7 @@ class Tensor:
         return out
 
     def mark_changed(self):
-        """Say that `.data` was changed in place (optimizers do): graphs that captured its old values are now invalid."""
+        """Say that `.data` was changed in place (optimizers do); graphs that hold its old values are then invalid."""
         self._version[0] += 1
 
     def register_hook(self, hook: Callable):

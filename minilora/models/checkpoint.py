@@ -181,12 +181,9 @@ def _special_tokens(path: Path) -> dict[str, str | None]:
     """The tokens that end a text and, where the tokenizer adds one, that begin it, as tokenizer_config.json says."""
     try:
         fields = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
-        names = {
-            key: (t["content"] if isinstance(t := fields[key], dict) else t)
-            for key in ("eos_token", "bos_token")
-            if fields.get(key)
-        }
-        return names if fields.get("add_bos_token") else {k: v for k, v in names.items() if k == "eos_token"}
+        keys = ("eos_token", "bos_token") if fields.get("add_bos_token") else ("eos_token",)
+        values = {key: fields[key] for key in keys if fields.get(key)}
+        return {key: v["content"] if isinstance(v, dict) else v for key, v in values.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -90,11 +90,11 @@ def test_target_modules(targets, count):
 
 def test_print_trainable_parameters(capsys):
     get_peft_model(model(), LoraConfig(r=2, target_modules=["q_proj"])).print_trainable_parameters()
-    assert capsys.readouterr().out == "trainable params: 128 || all params: 4,896 || trainable%: 2.6144\n"
+    assert capsys.readouterr().out == "trainable params: 128 || all params: 4,880 || trainable%: 2.6230\n"
 
 
 def test_bad_configurations():
-    with pytest.raises(ConfigError, match="Did you mean 'q_proj'.*down_proj, gate_proj"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'q_proj'.*down_proj, gate_proj"):
         get_peft_model(model(), LoraConfig(target_modules=["q_prj"]))
     with pytest.raises(ConfigError, match="already has adapters"):
         get_peft_model(get_peft_model(model(), LoraConfig()), LoraConfig())

@@ -47,7 +47,7 @@ def test_int8_by_row_is_bitsandbytes_bit_for_bit(golden):
 
 @given(arrays, st.sampled_from([16, 64, 256]))
 def test_each_code_is_the_nearest_level(x, blocksize):
-    """The definition: argmin over the sixteen levels of |x / absmax - level|, up to float32 rounding of the quotient."""
+    """The definition: argmin over the levels of |x / absmax - level|, up to float32 rounding of the quotient."""
     q = quantize(x, "nf4", blocksize)
     flat = x.ravel().astype(np.float64)
     absmax = q.absmax.astype(np.float64).repeat(blocksize)[: flat.size]
