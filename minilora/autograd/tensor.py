@@ -199,7 +199,7 @@ def unbroadcast(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if g.shape == shape:
         return g
     extra = g.ndim - len(shape)
-    if len(shape) == 1 and g.shape[-1:] == shape and g.dtype.kind == "f":
+    if len(shape) == 1 and shape[0] and g.shape[-1:] == shape and g.dtype.kind == "f":
         rows = g.reshape(-1, shape[0])
         return np.ones(len(rows), g.dtype) @ rows  # a bias: the sum of rows, by BLAS
     g = g.sum(axis=tuple(range(extra))) if extra else g

@@ -109,8 +109,7 @@ _GELU_SCALE, _GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
 @primitive
 def gelu_tanh(x):
     """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))): the tanh form of GELU, as in GPT-2 (arXiv:1606.08415)."""
-    x = np.asarray(x)
-    t = x * x
+    t = np.asarray(x * x)
     t *= _GELU_SCALE * _GELU_CUBIC
     t += _GELU_SCALE
     t *= x
@@ -124,7 +123,7 @@ def gelu_tanh(x):
         d *= 3 * _GELU_SCALE * _GELU_CUBIC
         d += _GELU_SCALE
         d *= x
-        slope = t * t
+        slope = np.asarray(t * t)
         np.subtract(1, slope, out=slope)
         d *= slope
         d += t
@@ -156,7 +155,6 @@ def gelu(x):
 @primitive
 def swiglu(gate, up):
     """silu(gate) · up with silu(a) = a σ(a), the gated unit of LLaMA (arXiv:2002.05202); shapes are equal."""
-    gate, up = np.asarray(gate), np.asarray(up)
     s = _sigmoid(gate)
     y = gate * s
     y *= up
