@@ -104,7 +104,7 @@ def dequantize_8bit(codes, absmax, levels, blocksize: int) -> np.ndarray:
 def quantize_int8(x: np.ndarray, blocksize: int) -> tuple[np.ndarray, np.ndarray]:
     """round(127 x / absmax), half to even: int8 codes (n,) in -127..127, and absmax per block."""
     absmax = block_absmax(x, blocksize)
-    scale = np.float32(127) / np.maximum(absmax, TINY)
+    scale = np.float32(127) / np.maximum(absmax, np.float32(1e-36))  # a smaller one would overflow
     return np.rint(x * scale.repeat(blocksize)[: x.size]).astype(np.int8), absmax
 
 

@@ -4,6 +4,8 @@ Linear weights are W (d_out, d_in) as in the LoRA paper and PEFT: y = x Wᵀ, dx
 leading axes are flattened to two dimensions first, so that each product is one BLAS call.
 """
 
+import math
+
 import numpy as np
 
 from minilora.autograd import Tensor, primitive
@@ -31,18 +33,19 @@ def matmul(a, b) -> Tensor:
 
 def _flat(x):
     """(..., d) -> (N, d)"""
-    return x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 @primitive
 def linear(x, weight, bias=None):
     """y = x Wᵀ + b. x (..., d_in), weight (d_out, d_in), bias (d_out,) or None; y (..., d_out)."""
-    lead, rows = x.shape[:-1], _flat(x)
+    x_shape, rows = x.shape, _flat(x)
+    lead = x_shape[:-1]
     y = rows @ weight.T
     if bias is not None:
         y += bias
     return y.reshape(*lead, len(weight)), (
-        lambda g: (_flat(g) @ weight).reshape(*lead, -1),
+        lambda g: (_flat(g) @ weight).reshape(x_shape),
         lambda g: _flat(g).T @ rows,
         lambda g: g,
     )
@@ -54,10 +57,10 @@ def addmm(y, x, weight):
     rows = _flat(x)
     out = (rows @ weight.T).reshape(y.shape)
     out += y
-    lead = x.shape[:-1]
+    x_shape = x.shape
     return out, (
         lambda g: g,
-        lambda g: (_flat(g) @ weight).reshape(*lead, -1),
+        lambda g: (_flat(g) @ weight).reshape(x_shape),
         lambda g: _flat(g).T @ rows,
     )
 
@@ -69,12 +72,12 @@ def linear_4bit(x, weight, bias=None):
     The float weight never exists whole: the kernel dequantizes a tile of rows at a time, here in the forward pass and,
     transposed, in the backward pass (QLoRA, arXiv:2305.14314, section 3: storage in NF4, computation in float).
     """
-    lead, d_in = x.shape[:-1], x.shape[-1]
+    x_shape = x.shape
     y = weight.matmul(_flat(x))
     if bias is not None:
         y += bias
-    return y.reshape(*lead, -1), (
-        lambda g: weight.matmul(np.ascontiguousarray(_flat(g)), transpose=True).reshape(*lead, d_in),
+    return y.reshape(*x_shape[:-1], y.shape[-1]), (
+        lambda g: weight.matmul(np.ascontiguousarray(_flat(g)), transpose=True).reshape(x_shape),
         None,
         lambda g: g,
     )
