@@ -141,7 +141,7 @@ def load_folder(path) -> tuple[CausalLM, Tokenizer | None]:
     missing = [name for name in names if name not in fields]
     if missing:
         raise FileFormatError(f"{path}/config.json lacks {', '.join(missing)}")
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    rope = (fields.get("rope_parameters") or {}) | (fields.get("rope_scaling") or {})
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise FileFormatError(f"{path}: rotary scaling {rope} is not implemented")
     if fields.get("hidden_act", "silu") != "silu" or fields.get("mlp_bias"):
