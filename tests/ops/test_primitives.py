@@ -284,6 +284,13 @@ def test_a_sum_would_not_have_seen_the_wrong_softmax(planted, rng):
     gradcheck(lambda x: planted["softmax_times_two"](x).sum(), rng.standard_normal((3, 4)))
 
 
+def test_the_covector_is_not_the_caller_s_own_random_array(planted):
+    """With u equal to b, as the same seed would draw it, b uᵀ = u bᵀ and a transposed rule would pass."""
+    square = np.random.default_rng(0).standard_normal((4, 4))
+    with pytest.raises(GradcheckError):
+        gradcheck(planted["transposed_matmul"], square, square)
+
+
 def test_the_worst_index_is_named(rng):
     @primitive
     def one_wrong(x):

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,7 +78,7 @@ def test_schedules(kind):
     factors = [learning_rate_factor(kind, s, 100, 10) for s in range(100)]
     np.testing.assert_allclose(factors[:10], np.arange(1, 11) / 10)
     assert factors[10] == 1 and all(0 <= f <= 1 for f in factors)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     assert factors[-1] == 1 if "constant" in kind else factors[-1] < 0.03
     with pytest.raises(UnknownNameError, match="linear"):
         learning_rate_factor("linar", 0, 1)

@@ -77,9 +77,9 @@ def test_accumulated_gradients_are_the_big_batch_s(tmp_path):
 def test_it_learns_and_what_it_wrote_can_be_loaded(tmp_path):
     peft = adapted()
     before = evaluate(peft, dataset(8, 1))["loss"]
-    trainer, out = train(tmp_path / "out", peft, max_steps=60, eval_steps=20)
+    _, out = train(tmp_path / "out", peft, max_steps=60, eval_steps=20, learning_rate=2e-2)
     after = evaluate(peft, dataset(8, 1))["loss"]
-    assert after < before * 0.8
+    assert after < before - 0.2
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert lines == out.log and len(lines) == 60 and "eval_loss" in lines[19] and "eval_loss" not in lines[20]
     again = PeftModel.from_pretrained(quantize_model(model()), tmp_path / "out")
@@ -140,7 +140,7 @@ def test_bad_input(tmp_path):
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
     with pytest.raises(TrainingError, match="cannot be written"):
         train(tmp_path / "full" / "thesis.txt" / "out")
-    with pytest.raises(DataError, match="no.* target"):
+    with pytest.raises(DataError, match="has a target"):
         train(tmp_path / "c", data=[{"input_ids": [1, 2], "labels": [-100, -100]}])
     with pytest.raises(ConfigError, match="max_steps must be positive"):
         TrainingArguments("x", max_steps=0)

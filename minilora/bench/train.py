@@ -1,0 +1,142 @@
+"""`minilora bench train`: training steps against straight-line NumPy, and decoding against reading the weights once.
+
+Times are CPU seconds of one process at one thread (set OPENBLAS_NUM_THREADS=1), the median of alternated runs, and
+quoted as ratios only: machines differ, and these were shared.
+"""
+
+import statistics
+import time
+
+import numpy as np
+
+from minilora import LoraConfig, get_peft_model, no_grad, quantize_model
+from minilora.bench.yardstick import step as yardstick_step
+from minilora.doctor import blas, cpu
+from minilora.errors import MiniloraError
+from minilora.models.registry import load_model
+from minilora.nn import CausalLM, TransformerConfig
+
+BATCH, LENGTH, VOCAB = 16, 128, 1024
+SHORT = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
+         "mlp.up_proj": "up", "mlp.down_proj": "down", "input_layernorm": "ln1", "post_attention_layernorm": "ln2",
+         "embed_tokens": "embed_tokens", "embed_positions": "embed_positions", "norm": "norm"}  # fmt: skip
+
+
+def gpt(hidden: int, layers: int) -> CausalLM:
+    """GPT-2's shape at small size: learned positions, LayerNorm, tanh GELU, biases, tied head, heads of 64."""
+    config = TransformerConfig(
+        VOCAB, hidden, 4 * hidden, layers, hidden // 64, max_position_embeddings=LENGTH, norm="layernorm",
+        activation="gelu_tanh", positions="learned", bias=True,
+    )  # fmt: skip
+    return CausalLM(config, seed=0)
+
+
+def yardstick_weights(model: CausalLM) -> dict[str, np.ndarray]:
+    """The model's arrays (shared) under the yardstick's short names."""
+    weights = {}
+    for name, array in model.state_dict().items():
+        path, _, kind = name.removeprefix("model.").rpartition(".")
+        layer, _, rest = path.removeprefix("layers.").partition(".") if path.startswith("layers.") else ("", "", path)
+        short = f"{layer}.{SHORT[rest]}" if layer else SHORT[rest]
+        weights[short + (".bias" if kind == "bias" else "")] = array
+    return weights
+
+
+def compare(ours, theirs, rounds: int = 7) -> float:
+    """Median ratio of CPU times, the two alternated, after one call of each."""
+    ours()
+    theirs()
+    ratios = []
+    for _ in range(rounds):
+        a = time.process_time()
+        ours()
+        b = time.process_time()
+        theirs()
+        ratios.append((b - a) / (time.process_time() - b))
+    return statistics.median(ratios)
+
+
+def training_ratio(hidden: int, layers: int, lora: bool) -> float:
+    """Forward and backward of minilora / of the yardstick, on the same weights and batch, gradients held equal."""
+    model = gpt(hidden, layers)
+    weights = yardstick_weights(model)
+    ids = np.random.default_rng(0).integers(0, VOCAB, (BATCH, LENGTH + 1))
+    pairs, scaling = None, 2.0
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+        pairs = {}
+        for path, layer in model.adapters().items():
+            number, _, rest = path.partition("layers.")[2].partition(".")
+            pairs[f"{number}.{SHORT[rest]}"] = (layer.lora_A.weight.data, layer.lora_B.weight.data)
+    params = model.parameters()
+
+    def ours():
+        for p in params:
+            p.grad = None
+        loss = model.loss(ids, ids)
+        loss.backward()
+        return loss.item()
+
+    def theirs():
+        return yardstick_step(weights, ids, hidden // 64, layers, pairs, scaling)
+
+    loss, gradients = theirs()
+    if abs(ours() - loss) > 1e-4:
+        raise MiniloraError("the yardstick and the model disagree: their times cannot be compared")
+    name, p = next((n, p) for n, p in model.named_parameters() if n.endswith(("lora_B.weight", "0.mlp.up_proj.weight")))
+    expected = gradients["0.q"][1] if lora else gradients["0.up"]
+    if np.abs(p.grad - expected).max() > 1e-4:
+        raise MiniloraError(f"the yardstick and the model disagree on the gradient of {name}")
+    return compare(ours, theirs)
+
+
+def decode_ratios() -> tuple[float, float]:
+    """Time of a decoded SmolLM2 token / of one gemv with every weight, from float weights and from the 4-bit base."""
+    model, _ = load_model("smollm2-135m")
+    matrices = [p.data for p in model.parameters() if p.ndim == 2]
+    vectors = [np.ones(m.shape[1], np.float32) for m in matrices]
+
+    def read_once():
+        for m, v in zip(matrices, vectors, strict=True):
+            m @ v
+
+    def decode():
+        cache = model.new_cache(1, 64)
+        with no_grad():
+            model(np.arange(1, 33)[None], cache=cache, last_only=True)
+            start = time.process_time()
+            for _ in range(8):
+                model(np.array([[5]]), cache=cache, last_only=True)
+            return (time.process_time() - start) / 8
+
+    def ratio() -> float:
+        decode()
+        read_once()
+        ratios = []
+        for _ in range(5):
+            a = decode()
+            start = time.process_time()
+            for _ in range(8):
+                read_once()
+            ratios.append(a / ((time.process_time() - start) / 8))
+        return statistics.median(ratios)
+
+    dense = ratio()
+    quantize_model(model, "nf4", double_quant=True)
+    return dense, ratio()
+
+
+def main():
+    print(f"{cpu()}; BLAS {blas()}; NumPy {np.__version__}")
+    print("training step, minilora / straight-line NumPy:")
+    for hidden, layers in ((256, 6), (512, 8)):
+        for lora in (False, True):
+            ratio = training_ratio(hidden, layers, lora)
+            print(f"  d{hidden} L{layers} {'LoRA q,v r=8' if lora else 'full':<14}{ratio:6.3f}", flush=True)
+    try:
+        dense, quantized = decode_ratios()
+    except MiniloraError as error:
+        print(f"decoding SmolLM2: not measured ({error})")
+        return
+    print("decoding SmolLM2, a token / one gemv with every float weight:")
+    print(f"  float weights {dense:6.3f}\n  NF4 base      {quantized:6.3f}")
