@@ -10,22 +10,24 @@ import time
 import numpy as np
 
 from minilora import LoraConfig, get_peft_model, no_grad, quantize_model
+from minilora.bench.yardstick import LEARNING_RATE, adamw
 from minilora.bench.yardstick import step as yardstick_step
 from minilora.doctor import blas, cpu
 from minilora.errors import MiniloraError
 from minilora.models.registry import load_model
 from minilora.nn import CausalLM, TransformerConfig
+from minilora.train.optim import AdamW
 
-BATCH, LENGTH, VOCAB = 16, 128, 1024
+BATCH, LENGTH, VOCAB, HEADS = 16, 128, 2048, 8
 SHORT = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
          "mlp.up_proj": "up", "mlp.down_proj": "down", "input_layernorm": "ln1", "post_attention_layernorm": "ln2",
          "embed_tokens": "embed_tokens", "embed_positions": "embed_positions", "norm": "norm"}  # fmt: skip
 
 
 def gpt(hidden: int, layers: int) -> CausalLM:
-    """GPT-2's shape at small size: learned positions, LayerNorm, tanh GELU, biases, tied head, heads of 64."""
+    """GPT-2's shape at small size: learned positions, LayerNorm, tanh GELU, biases, a tied head."""
     config = TransformerConfig(
-        VOCAB, hidden, 4 * hidden, layers, hidden // 64, max_position_embeddings=LENGTH, norm="layernorm",
+        VOCAB, hidden, 4 * hidden, layers, HEADS, max_position_embeddings=LENGTH, norm="layernorm",
         activation="gelu_tanh", positions="learned", bias=True,
     )  # fmt: skip
     return CausalLM(config, seed=0)
@@ -57,9 +59,9 @@ def compare(ours, theirs, rounds: int = 7) -> float:
 
 
 def training_ratio(hidden: int, layers: int, lora: bool) -> float:
-    """Forward and backward of minilora / of the yardstick, on the same weights and batch, gradients held equal."""
+    """A step (forward, backward, AdamW) of minilora / of the yardstick, on equal weights, gradients held equal."""
     model = gpt(hidden, layers)
-    weights = yardstick_weights(model)
+    weights = {name: array.copy() for name, array in yardstick_weights(model).items()}
     ids = np.random.default_rng(0).integers(0, VOCAB, (BATCH, LENGTH + 1))
     pairs, scaling = None, 2.0
     if lora:
@@ -67,18 +69,27 @@ def training_ratio(hidden: int, layers: int, lora: bool) -> float:
         pairs = {}
         for path, layer in model.adapters().items():
             number, _, rest = path.partition("layers.")[2].partition(".")
-            pairs[f"{number}.{SHORT[rest]}"] = (layer.lora_A.weight.data, layer.lora_B.weight.data)
-    params = model.parameters()
+            pairs[f"{number}.{SHORT[rest]}"] = (layer.lora_A.weight.data.copy(), layer.lora_B.weight.data.copy())
+    trained = (
+        {f"{n}.{part}": a for n, pair in pairs.items() for part, a in zip("AB", pair, strict=True)} if lora else weights
+    )
+    state = {name: (np.zeros(a.size, np.float32), np.zeros(a.size, np.float32)) for name, a in trained.items()}
+    optimizer = AdamW(model.parameters(), LEARNING_RATE)
 
     def ours():
-        for p in params:
-            p.grad = None
+        optimizer.zero_grad()
         loss = model.loss(ids, ids)
         loss.backward()
+        optimizer.step()
         return loss.item()
 
     def theirs():
-        return yardstick_step(weights, ids, hidden // 64, layers, pairs, scaling)
+        loss, gradients = yardstick_step(weights, ids, HEADS, layers, pairs, scaling)
+        arrays, flat = trained, {}
+        for name, g in gradients.items():
+            flat |= {name + ".A": g[0], name + ".B": g[1]} if lora else {name: g}
+        adamw(arrays, flat, state)
+        return loss, gradients
 
     loss, gradients = theirs()
     if abs(ours() - loss) > 1e-4:

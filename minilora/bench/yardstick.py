@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-CHUNK = 64
+CHUNK, FLAT_CHUNK, LEARNING_RATE = 64, 1 << 15, 1e-6
 C0, C1 = math.sqrt(2 / math.pi), 0.044715
 
 
@@ -155,3 +155,26 @@ def step(W, ids, heads: int, layers: int, lora: dict | None = None, scaling: flo
         starts = np.flatnonzero(np.r_[True, np.diff(flat[order]) != 0])
         G["embed_tokens"][flat[order][starts]] += np.add.reduceat(dx[order], starts, axis=0)
     return loss / N, G
+
+
+def adamw(arrays: dict, gradients: dict, state: dict, b1=0.9, b2=0.999):
+    """The first update of AdamW, by hand: what an optimizer costs does not depend on the step."""
+    work = np.empty(FLAT_CHUNK, np.float32)
+    for name, g in gradients.items():
+        theta, g, (m, v) = arrays[name].reshape(-1), g.reshape(-1), state[name]
+        for start in range(0, g.size, FLAT_CHUNK):
+            part = slice(start, start + FLAT_CHUNK)
+            gp, mp, vp, t = g[part], m[part], v[part], work[: g[part].size]
+            mp *= b1
+            np.multiply(gp, 1 - b1, out=t)
+            mp += t
+            vp *= b2
+            np.multiply(gp, gp, out=t)
+            t *= 1 - b2
+            vp += t
+            np.sqrt(vp, out=t)
+            t *= (1 - b2) ** -0.5
+            t += 1e-8
+            np.divide(mp, t, out=t)
+            t *= LEARNING_RATE / (1 - b1)
+            theta[part] -= t
