@@ -11,7 +11,7 @@ divided by its largest absolute value; two codes share a byte, the first in the 
 import numpy as np
 
 TINY = np.float32(1e-38)  # stands in for the absmax of an all-zero block, so that 0 / absmax is 0
-TILE = 256  # rows of a weight that are dequantized at a time
+TILE = 1 << 18  # entries of a weight that are dequantized at a time: 1 MiB of float32
 _CHUNK = 1024  # blocks quantized at a time: they stay in the cache through the fifteen comparisons
 
 
@@ -76,17 +76,20 @@ def dequantize_4bit(packed, absmax, levels, blocksize: int, start: int, stop: in
 def matmul_4bit(x, packed, absmax, levels, blocksize: int, shape: tuple[int, int], transpose: bool = False):
     """x Wᵀ for x (N, d_in), or x W for x (N, d_out) when transpose, W (d_out, d_in) given in 4 bits.
 
-    At most TILE rows of W exist as floats at any time.
+    At most TILE entries of W (in whole rows) exist as floats at any time.
     """
     d_out, d_in = shape
-    y = np.zeros((len(x), d_in), np.float32) if transpose else np.empty((len(x), d_out), np.float32)
-    for a in range(0, d_out, TILE):
-        b = min(a + TILE, d_out)
+    y = np.empty((len(x), d_in if transpose else d_out), np.float32)
+    rows = max(1, TILE // d_in)
+    for a in range(0, d_out, rows):
+        b = min(a + rows, d_out)
         tile = dequantize_4bit(packed, absmax, levels, blocksize, a * d_in, b * d_in).reshape(b - a, d_in)
-        if transpose:
-            y += x[:, a:b] @ tile
+        if not transpose:
+            np.matmul(x, tile.T, out=y[:, a:b])
+        elif a == 0:
+            np.matmul(x[:, :b], tile, out=y)
         else:
-            y[:, a:b] = x @ tile.T
+            y += x[:, a:b] @ tile
     return y
 
 

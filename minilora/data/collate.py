@@ -41,7 +41,7 @@ class DataCollatorForLanguageModeling:
 class Batches:
     """batch(step) -> a collated batch; examples reshuffled every epoch, batches of similar length.
 
-    Eight batches' worth of examples are sorted by length and cut, in shuffled order: little padding, still random.
+    Sixteen batches' worth of examples are sorted by length and cut, in shuffled order: little padding, still random.
     """
 
     def __init__(self, dataset, batch_size: int, collator=None, seed: int = 0):
@@ -63,7 +63,7 @@ class Batches:
         rng = np.random.default_rng([self.seed, epoch])
         order, lengths = rng.permutation(len(self.dataset)), [len(e["input_ids"]) for e in self.dataset]
         order = order[: self.per_epoch * self.batch_size]
-        pool, plan = 8 * self.batch_size, []
+        pool, plan = 16 * self.batch_size, []
         for start in range(0, len(order), pool):
             part = np.array(sorted(order[start : start + pool], key=lambda j: lengths[j]))
             plan += np.split(part, len(part) // self.batch_size)

@@ -5,6 +5,7 @@ import numpy as np
 from minilora.autograd import primitive
 
 _CHUNK = 64  # rows worked on at a time where a pass over them all would leave the CPU's cache
+_CACHED = 1 << 16  # entries, likewise
 
 
 def _row_dot(a, b):
@@ -84,12 +85,10 @@ def layer_norm(x, weight, bias, eps=1e-5):
 def _rotate(x, cos, sin):
     """Turn the pairs (x_i, x_{i + hd/2}) by the angle of their position; a new contiguous array."""
     half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    y = np.empty(x.shape, x.dtype)
-    np.multiply(a, cos, out=y[..., :half])
-    y[..., :half] -= b * sin
-    np.multiply(b, cos, out=y[..., half:])
-    y[..., half:] += a * sin
+    y, swapped = np.array(x, order="C"), np.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    y *= np.concatenate([cos, cos], axis=-1)  # whole (T, hd) planes at a time: long inner loops
+    swapped *= np.concatenate([-sin, sin], axis=-1)
+    y += swapped
     return y
 
 
@@ -118,7 +117,10 @@ def attention(q, k, v):
     group = (B, K, G * T, hd)  # a group's queries stacked, so that each product is one matrix product per KV head
     p = (q.reshape(group) * scale) @ k.mT  # (B, K, G·T, S)
     mask = np.triu(np.full((T, S), -np.inf, q.real.dtype), 1 + S - T)  # query t sees keys up to S - T + t
-    for rows in p.reshape(B, K * G, T, S):  # one sequence at a time stays in the cache
+    sequences = p.reshape(B, K * G, T, S)
+    together = max(1, _CACHED // max(1, K * G * T * S))
+    for start in range(0, B, together):  # as many sequences as stay in the cache
+        rows = sequences[start : start + together]
         if T > 1:
             rows += mask
         rows -= rows.max(-1, keepdims=True)
@@ -130,9 +132,10 @@ def attention(q, k, v):
         """dL/d(q kᵀ) = P (dP - <dP, P>), with <dP, P> = <g, o>."""
         ds = g @ v.mT
         dot = _row_dot(g, o)
-        for d, rows, along in zip(ds, p, dot, strict=True):
-            d -= along
-            d *= rows
+        for start in range(0, B, together):
+            part = slice(start, start + together)
+            ds[part] -= dot[part]
+            ds[part] *= p[part]
         ds *= scale
         return ds
 
