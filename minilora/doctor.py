@@ -1,13 +1,13 @@
 """What this machine has: for bug reports, and to see why something is slow or missing."""
 
 import ctypes
-import importlib.metadata
 import importlib.util
 import os
 import platform
 
 import numpy as np
 
+import minilora
 from minilora.models.fetch import PACKAGES, cache_folder
 
 EXTRAS = {
@@ -48,7 +48,7 @@ def cpu() -> str:
 def report() -> list[str]:
     """The lines that `minilora doctor` prints."""
     lines = [
-        f"minilora  {importlib.metadata.version('minilora')}",
+        f"minilora  {minilora.__version__}",
         f"Python    {platform.python_version()} on {platform.system()} {platform.machine()}",
         f"NumPy     {np.__version__}; BLAS {blas()}",
         f"CPU       {cpu()}, {os.cpu_count()} logical cores",

@@ -70,9 +70,9 @@ def training_ratio(hidden: int, layers: int, lora: bool) -> float:
         for path, layer in model.adapters().items():
             number, _, rest = path.partition("layers.")[2].partition(".")
             pairs[f"{number}.{SHORT[rest]}"] = (layer.lora_A.weight.data.copy(), layer.lora_B.weight.data.copy())
-    trained = (
-        {f"{n}.{part}": a for n, pair in pairs.items() for part, a in zip("AB", pair, strict=True)} if lora else weights
-    )
+    trained = weights
+    if lora:
+        trained = {f"{n}.{part}": a for n, pair in pairs.items() for part, a in zip("AB", pair, strict=True)}
     state = {name: (np.zeros(a.size, np.float32), np.zeros(a.size, np.float32)) for name, a in trained.items()}
     optimizer = AdamW(model.parameters(), LEARNING_RATE)
 

@@ -31,7 +31,7 @@ def llama(smollm2_file):
             rms_norm_eps=c.norm_eps,
             rope_theta=c.rope_theta,
             tie_word_embeddings=True,
-        )  # fmt: skip
+        )
     ).eval()
     missing = reference.load_state_dict({k: torch.from_numpy(v) for k, v in model.state_dict().items()}, strict=False)
     assert set(missing.missing_keys) <= {"lm_head.weight"} and not missing.unexpected_keys

@@ -76,14 +76,14 @@ def test_accumulated_gradients_are_the_big_batch_s(tmp_path):
 
 def test_it_learns_and_what_it_wrote_can_be_loaded(tmp_path):
     peft = adapted()
-    before = evaluate(peft, dataset(8, 1))["loss"]
+    before = evaluate(peft, dataset())["loss"]
     _, out = train(tmp_path / "out", peft, max_steps=150, eval_steps=20, learning_rate=2e-2)
-    after = evaluate(peft, dataset(8, 1))["loss"]
+    after = evaluate(peft, dataset())["loss"]
     assert after < before - 0.2
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert lines == out.log and len(lines) == 150 and "eval_loss" in lines[19] and "eval_loss" not in lines[20]
     again = PeftModel.from_pretrained(quantize_model(model()), tmp_path / "out")
-    assert evaluate(again, dataset(8, 1))["loss"] == after
+    assert evaluate(again, dataset())["loss"] == after
     assert all(m.any() for name, m in peft.adapter_state_dict().items() if "lora_B" in name)
 
 
