@@ -10,6 +10,8 @@ import time
 import numpy as np
 
 from minilora import LoraConfig, get_peft_model, no_grad, quantize_model
+from minilora.bench import peers
+from minilora.bench.timing import compare
 from minilora.bench.yardstick import LEARNING_RATE, adamw
 from minilora.bench.yardstick import step as yardstick_step
 from minilora.doctor import blas, cpu
@@ -42,20 +44,6 @@ def yardstick_weights(model: CausalLM) -> dict[str, np.ndarray]:
         short = f"{layer}.{SHORT[rest]}" if layer else SHORT[rest]
         weights[short + (".bias" if kind == "bias" else "")] = array
     return weights
-
-
-def compare(ours, theirs, rounds: int = 7) -> float:
-    """Median ratio of CPU times, the two alternated, after one call of each."""
-    ours()
-    theirs()
-    ratios = []
-    for _ in range(rounds):
-        a = time.process_time()
-        ours()
-        b = time.process_time()
-        theirs()
-        ratios.append((b - a) / (time.process_time() - b))
-    return statistics.median(ratios)
 
 
 def training_ratio(hidden: int, layers: int, lora: bool) -> float:
@@ -144,6 +132,7 @@ def main():
         for lora in (False, True):
             ratio = training_ratio(hidden, layers, lora)
             print(f"  d{hidden} L{layers} {'LoRA q,v r=8' if lora else 'full':<14}{ratio:6.3f}", flush=True)
+    peers.main()
     try:
         dense, quantized = decode_ratios()
     except MiniloraError as error:
