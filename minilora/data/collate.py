@@ -1,12 +1,12 @@
 """From examples to batches: padding on the right, masking by position, shuffling by seed.
 
 An example is {"input_ids": [...], "labels": [...]}; a label of -100 is not a target. Padding is masked by position, so
-it does not matter which token pads, and a real end-of-text token stays a target.
+it does not matter which token pads, and a real end-of-text token stays a target. Without labels every token is one.
 """
 
 import numpy as np
 
-from minilora.errors import DataError
+from minilora.errors import ConfigError, DataError
 
 IGNORE = -100
 
@@ -14,8 +14,12 @@ IGNORE = -100
 class DataCollatorForLanguageModeling:
     """Pads examples to the longest: {"input_ids", "labels", "attention_mask"}, each (B, T)."""
 
-    def __init__(self, pad_token_id: int = 0, max_length: int | None = None):
-        self.pad_token_id, self.max_length = pad_token_id, max_length
+    def __init__(self, tokenizer=None, mlm: bool = False, max_length: int | None = None):
+        """tokenizer: its end-of-text token pads (0 without one). max_length: longer examples are refused."""
+        if mlm:
+            raise ConfigError("mlm=True (masked language modeling) is for encoders; a CausalLM needs mlm=False")
+        self.pad_token_id = 0 if tokenizer is None else tokenizer.eos_token_id
+        self.max_length = max_length
 
     def __call__(self, examples: list[dict]) -> dict[str, np.ndarray]:
         if not examples:
@@ -30,7 +34,11 @@ class DataCollatorForLanguageModeling:
         ids = np.full((len(examples), longest), self.pad_token_id, np.int64)
         labels, mask = np.full_like(ids, IGNORE), np.zeros(ids.shape, bool)
         for i, (example, n) in enumerate(zip(examples, lengths, strict=True)):
-            ids[i, :n], labels[i, :n], mask[i, :n] = example["input_ids"], example["labels"], True
+            ids[i, :n], labels[i, :n], mask[i, :n] = (
+                example["input_ids"],
+                example.get("labels", example["input_ids"]),
+                True,
+            )
         if (labels[:, 1:] == IGNORE).all():
             raise DataError(
                 f"none of the {len(examples)} examples of this batch has a target token: all labels are -100"
@@ -57,7 +65,12 @@ class Batches:
         epoch, i = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._plan(epoch)
-        return self.collator([self.dataset[int(j)] for j in self._order[i]])
+        indices = [int(j) for j in self._order[i]]
+        try:
+            return self.collator([self.dataset[j] for j in indices])
+        except DataError as error:
+            shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+            raise DataError(f"batch {step} (training examples {shown}): {error}") from None
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])

@@ -4,8 +4,9 @@
     task.train[0].prompt, task.train[0].response
 
 header_json: a function's header -> JSON {name, params, defaults}. docstring_json: with the first line of its docstring,
-which goes into the JSON too. Split by file (see stdlib.py). No validation or held-out prompt occurs in training, and
-examples whose answer occurs there are left out as well: copying from memory cannot score.
+which goes into the JSON too. Split by file (see stdlib.py). No prompt of an earlier split (training, validation,
+held-out, in this order) occurs in a later one, and examples whose answer occurs there are left out as well: copying
+from memory cannot score, and what was chosen on validation was not chosen on a held-out example.
 """
 
 import ast
@@ -32,7 +33,7 @@ class Example:
 
 @dataclass
 class Task:
-    """Examples by split, shuffled once; excluded: how many were left out because their answer occurs in training."""
+    """Examples by split, shuffled once; excluded: how many were left out as their answer occurs in an earlier split."""
 
     name: str
     train: list[Example]
@@ -120,9 +121,10 @@ def load_task(name: str) -> Task:
                 unique[pair[0]] = Example(pair[0] + ANSWER, pair[1], file)
         splits[split] = list(unique.values())
         random.Random(split).shuffle(splits[split])
-    prompts, answers = ({getattr(e, part) for e in splits["train"]} for part in ("prompt", "response"))
     excluded = {}
-    for split in SPLITS[1:]:
+    for i, split in enumerate(SPLITS[1:], 1):  # validation against training, held-out against both
+        earlier = [e for s in SPLITS[:i] for e in splits[s]]
+        prompts, answers = {e.prompt for e in earlier}, {e.response for e in earlier}
         fresh = [e for e in splits[split] if e.prompt not in prompts]
         kept = [e for e in fresh if e.response not in answers]
         excluded[split], splits[split] = len(fresh) - len(kept), kept

@@ -65,7 +65,7 @@ def run(
     if config.adapter != "none":
         lora = LoraConfig(config.lora_r, config.lora_alpha, config.lora_target_modules, config.lora_dropout)
         model = get_peft_model(model, lora, seed=config.seed)
-    collator = DataCollatorForLanguageModeling(tokenizer.eos_token_id, config.sequence_len)
+    collator = DataCollatorForLanguageModeling(tokenizer, max_length=config.sequence_len)
     batch_size = min(32, config.micro_batch_size * 4)
 
     say(f"held-out exact match before, {len(test)} examples")

@@ -1,4 +1,4 @@
-"""Two charts as SVG text: a loss curve, and a histogram of weights with the levels they are rounded to.
+"""Charts as SVG text: a loss curve, weights with the levels they are rounded to, and bars of memory by part.
 
 Colours are CSS variables with a fallback, so that a page can give dark ones.
 """
@@ -7,10 +7,11 @@ from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 44, 16, 16
-INK, FAINT, BLUE, ORANGE = (
-    "var(--ink,#222)", "var(--faint,#ddd)", "var(--blue,#2b6cb0)", "var(--orange,#c05621)",
-)  # fmt: skip
+from minilora.errors import DataError
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 44, 30, 16
+INK, FAINT, BLUE, ORANGE = "var(--ink,#222)", "var(--faint,#ddd)", "var(--blue,#2b6cb0)", "var(--orange,#c05621)"
+SHADES = BLUE, ORANGE, "var(--green,#2f855a)", "var(--violet,#6b46c1)", "var(--grey,#718096)"
 
 
 class _Frame:
@@ -22,9 +23,9 @@ class _Frame:
         for value in _ticks(*y):
             at = self.py(value)
             self.parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="{FAINT}"/>')
-            self.text(LEFT - 6, at + 4, f"{value:g}", "end")
+            self.text(LEFT - 6, at + 4, _number(value), "end")
         for value in _ticks(*x):
-            self.text(self.px(value), HEIGHT - BOTTOM + 16, f"{value:g}", "middle")
+            self.text(self.px(value), HEIGHT - BOTTOM + 16, _number(value), "middle")
         self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, "middle")
         middle = (TOP + HEIGHT - BOTTOM) / 2
         self.parts.append(
@@ -45,12 +46,28 @@ class _Frame:
         path = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in points)
         self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
 
+    def legend(self, entries: list[tuple[str, str]]):
+        """(text, colour) pairs above the plot, from the left: clear of whatever is drawn in it."""
+        x = LEFT
+        for text, colour in entries:
+            self.parts.append(f'<rect x="{x}" y="8" width="10" height="10" rx="2" fill="{colour}"/>')
+            self.text(x + 15, 17, text)
+            x += 34 + 7 * len(text)
+
     def svg(self) -> str:
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-label="{escape(self.title, quote=True)}" font-family="sans-serif" font-size="12" fill="{INK}">'
-            f"<title>{escape(self.title)}</title>{''.join(self.parts)}</svg>"
-        )
+        return _svg(self.title, HEIGHT, self.parts)
+
+
+def _svg(title: str, height: float, parts: list[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img" '
+        f'aria-label="{escape(title, quote=True)}" font-family="sans-serif" font-size="12" fill="{INK}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -65,14 +82,13 @@ def loss_curve(log: list[dict]) -> str:
     """Training loss per step, and validation loss where it was measured. log: entries as in metrics.jsonl."""
     train = [(e["step"], e["loss"]) for e in log]
     validation = [(e["step"], e["eval_loss"]) for e in log if "eval_loss" in e]
-    top = max(loss for _, loss in train + validation) * 1.05 or 1.0
-    frame = _Frame((0, max(2, len(log))), (0, top), "step", "loss (nats per token)", "Loss while training")
+    top = max((loss for _, loss in train + validation), default=0.0) * 1.05 or 1.0
+    last = max((step for step, _ in train), default=0)
+    frame = _Frame((0, max(2, last)), (0, top), "step", "loss (nats per token)", "Loss while training")
     frame.line(train, BLUE)
     for step, loss in validation:
         frame.parts.append(f'<circle cx="{frame.px(step):.1f}" cy="{frame.py(loss):.1f}" r="4" fill="{ORANGE}"/>')
-    frame.text(WIDTH - RIGHT - 150, TOP + 14, "training", fill=BLUE)
-    if validation:
-        frame.text(WIDTH - RIGHT - 80, TOP + 14, "validation", fill=ORANGE)
+    frame.legend([("training", BLUE), *([("validation", ORANGE)] if validation else [])])
     return frame.svg()
 
 
@@ -92,5 +108,45 @@ def weight_histogram(scaled: np.ndarray, levels: np.ndarray, bins: int = 96) -> 
     for level in levels:
         at = frame.px(float(level))
         frame.parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{base:.1f}" stroke="{ORANGE}"/>')
-    frame.text(LEFT + 8, TOP + 14, "levels", fill=ORANGE)
+    frame.legend([("weights", BLUE), (f"the {len(levels)} levels", ORANGE)])
     return frame.svg()
+
+
+def memory_bars(rows: dict[str, dict[str, float]], title: str = "Memory") -> str:
+    """One bar for each row, its parts end to end. rows: {"float32": {"linear layers": bytes, ...}, ...}, all on one
+    scale; a part has the same colour in each row. Raises DataError for a negative or non-finite number of bytes."""
+    names = list(dict.fromkeys(part for parts in rows.values() for part in parts))
+    for row, parts in rows.items():
+        for name, size in parts.items():
+            if not 0 <= size < float("inf"):
+                raise DataError(f"memory_bars: {row!r}, {name!r} has {size} bytes; give a finite number >= 0")
+    largest = max((sum(parts.values()) for parts in rows.values()), default=0) or 1
+    colours = {name: SHADES[i % len(SHADES)] for i, name in enumerate(names)}
+    left, right, out = 110, 90, []
+    for i, (row, parts) in enumerate(rows.items()):
+        x, y = float(left), 14 + 34 * i
+        out.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(row)}</text>')
+        for name, size in parts.items():
+            width = size / largest * (WIDTH - left - right)
+            out.append(
+                f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="24" fill="{colours[name]}" opacity="0.8">'
+                f"<title>{escape(name)}: {megabytes(size)}</title></rect>"
+            )
+            x += width
+        out.append(f'<text x="{x + 8:.1f}" y="{y + 16}">{megabytes(sum(parts.values()))}</text>')
+    x, y = float(left), 14 + 34 * len(rows) + 8
+    for name in names:
+        if x > left and x + 24 + 7 * len(name) > WIDTH:
+            x, y = float(left), y + 18
+        out.append(f'<rect x="{x:.1f}" y="{y}" width="10" height="10" rx="2" fill="{colours[name]}" opacity="0.8"/>')
+        out.append(f'<text x="{x + 15:.1f}" y="{y + 9}">{escape(name)}</text>')
+        x += 34 + 7 * len(name)
+    return _svg(title, y + 20, out)
+
+
+def megabytes(size: float) -> str:
+    """A number of bytes as text, in decimal units: 1,870,080 -> "1.87 MB"."""
+    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= power:
+            return f"{size / power:.3g} {unit}" if size < 999.5 * power else f"{size / power:,.0f} {unit}"
+    return f"{size:g} B"

@@ -38,6 +38,8 @@ def test_tasks_leak_nothing(name):
     seen = {e.prompt for e in task.train}, {e.response for e in task.train}
     for e in task.held_out + task.validation:
         assert e.prompt not in seen[0] and e.response not in seen[1]
+    chosen = {e.prompt for e in task.validation}, {e.response for e in task.validation}
+    assert not any(e.prompt in chosen[0] or e.response in chosen[1] for e in task.held_out)
     assert {split_of(e.file) for e in task.held_out} == {"held-out"}
     assert max(task.trivial_rules().values()) < 0.02
     assert load_task(name).train == task.train
@@ -72,7 +74,7 @@ def test_only_the_response_is_a_target(tokenizer):
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=6))
 def test_collating_pads_on_the_right_and_masks_by_position(lengths):
     rows = [example(n) for n in lengths]
-    batch = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
+    batch = DataCollatorForLanguageModeling()(rows)
     assert batch["attention_mask"].sum(1).tolist() == lengths
     for row, ids, labels, mask in zip(
         rows, *(batch[k] for k in ("input_ids", "labels", "attention_mask")), strict=True
@@ -91,6 +93,9 @@ def test_bad_batches():
         collate([])
     with pytest.raises(DataError, match="training set is empty"):
         Batches([], 4)
+    with pytest.raises(DataError, match=r"^batch 1 \(training examples \d\): none of the 1 examples"):
+        batches = Batches([example(3, 0), example(3, 0)], 1)
+        batches.batch(1)
 
 
 @given(st.integers(1, 50), st.integers(1, 9), st.integers(0, 3))
