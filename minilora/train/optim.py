@@ -33,26 +33,40 @@ class AdamW:
             raise TrainingError("no trainable parameter: attach an adapter with get_peft_model, or set requires_grad")
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.steps = 0
-        self.state = [(np.zeros(p.size, p.dtype), np.zeros(p.size, p.dtype)) for p in self.params]
+        # at least float32: squares of float16 gradients are zero
+        kinds = [np.result_type(p.dtype, np.float32) for p in self.params]
+        self.state = [(np.zeros(p.size, k), np.zeros(p.size, k)) for p, k in zip(self.params, kinds, strict=True)]
 
     def zero_grad(self):
         for p in self.params:
             p.grad = None
 
+    def snapshot(self) -> list[np.ndarray]:
+        """Copies of the parameters' values, for restore."""
+        return [p.data.copy() for p in self.params]
+
+    def restore(self, values: list[np.ndarray]):
+        """Give the parameters new arrays: a graph may still hold the old ones."""
+        for p, value in zip(self.params, values, strict=True):
+            p.data = value.copy()
+            p.mark_changed()
+
     def step(self):
-        """One update. Raises GraphError where a graph that has not been walked still holds a parameter."""
+        """One update, of all parameters or none. Raises GraphError where a graph not yet walked holds a parameter."""
+        if any(p.grad is not None and not p.data.flags.writeable for p in self.params):
+            raise GraphError("a parameter is held by a graph still waiting for backward; call backward before step")
         self.steps += 1
         b1, b2 = self.betas
         rate = self.lr / (1 - b1**self.steps)
         correction = 1 / math.sqrt(1 - b2**self.steps)
-        work = np.empty(_CHUNK, np.float32)
         for p, (m, v) in zip(self.params, self.state, strict=True):
             if p.grad is None:
                 continue
-            if not p.data.flags.writeable:
-                raise GraphError("a parameter is held by a graph still waiting for backward; call backward before step")
+            if not p.data.flags.c_contiguous:  # reshape would copy it, and the update would be lost
+                p.data = p.data.copy(order="C")
+            work = np.empty(min(p.size, _CHUNK), m.dtype)
             decay = 1 - self.lr * self.weight_decay if p.ndim >= 2 else 1.0
-            theta, g = p.data.reshape(-1), p.grad.reshape(-1)
+            theta, g = p.data.reshape(-1), p.grad.reshape(-1).astype(m.dtype, copy=False)
             for start in range(0, p.size, _CHUNK):
                 part = slice(start, start + _CHUNK)
                 self._update(theta[part], g[part], m[part], v[part], work, rate, correction, decay)

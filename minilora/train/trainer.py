@@ -9,43 +9,22 @@ the mean over all its target tokens, however they are split into micro-batches (
 
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from minilora.data.collate import IGNORE, Batches
 from minilora.errors import ConfigError, MiniloraError, TrainingError
+from minilora.train.arguments import TrainingArguments
 from minilora.train.evaluate import evaluate
 from minilora.train.optim import AdamW, clip_grad_norm
 from minilora.train.schedule import learning_rate_factor
-
-
-@dataclass
-class TrainingArguments:
-    output_dir: str
-    max_steps: int = 100
-    per_device_train_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
-    lr_scheduler_type: str = "linear"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    eval_steps: int | None = None  # evaluate every so many updates; always at the end where there is an eval_dataset
-    save_steps: int | None = None  # save every so many updates; always at the end
-    per_device_eval_batch_size: int = 32
-    seed: int = 0
-    overwrite_output_dir: bool = False
-
-    def __post_init__(self):
-        for name in ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)!r}")
-        learning_rate_factor(self.lr_scheduler_type, 0, self.max_steps, self.warmup_steps)
 
 
 @dataclass
@@ -76,52 +55,80 @@ class Trainer:
         if not hasattr(train_dataset, "batch"):
             size = args.per_device_train_batch_size
             self.batches = Batches(train_dataset, size, data_collator, args.seed)
+        self.max_steps = args.steps(getattr(self.batches, "per_epoch", None))
+        self.warmup = args.warmup_steps or math.ceil(args.warmup_ratio * self.max_steps)
         self.progress = progress or (lambda entry: None)
         self.save = save or model.save_pretrained
         self.optimizer = AdamW(
             model.parameters(), args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon,
             args.weight_decay,
         )  # fmt: skip
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]  # in the optimizer's order
+        self._lora_B = [i for i, name in enumerate(trained) if ".lora_B." in name]
+        self._good: tuple[int, list[np.ndarray]] = (0, [])  # updates made, and the weights that gave the last good loss
 
     def train(self) -> TrainOutput:
-        """Run max_steps updates. Writes metrics.jsonl, trainer_args.json and the weights to output_dir.
+        """Run the updates. Writes metrics.jsonl, trainer_args.json and the weights to output_dir.
 
-        Ctrl-C saves and returns with interrupted=True. Raises TrainingError for a non-finite loss, after saving the
-        weights from before it, and for an output folder that cannot be used, before the first update.
+        Ctrl-C saves and returns with interrupted=True; an update, its line in the log and a save are never cut in two.
+        Raises TrainingError for a non-finite loss, after saving the last weights that gave a finite one, for adapters
+        that the first update does not change, and for an output folder that cannot be used, before the first update.
         """
         folder = prepare_output_dir(self.args.output_dir, self.args.overwrite_output_dir)
-        (folder / "trainer_args.json").write_text(json.dumps(asdict(self.args), indent=2) + "\n")
+        metrics = folder / "metrics.jsonl"
+        _write(metrics, "", "w")
+        _write(folder / "trainer_args.json", json.dumps(asdict(self.args), indent=2) + "\n", "w")
         out, start = TrainOutput(), time.perf_counter()
         self.model.train()
         try:
-            with open(folder / "metrics.jsonl", "w", encoding="utf-8") as metrics:
-                for step in range(self.args.max_steps):
-                    entry = self._update(step, folder)
-                    out.steps, out.tokens = step + 1, out.tokens + entry["tokens"]
-                    if self._due(self.args.eval_steps, step) and self.eval_dataset is not None:
-                        entry |= self._evaluate()
-                    if self._due(self.args.save_steps, step):
-                        self.save(folder)
+            for step in range(self.max_steps):
+                entry = self._gradients(step, folder)
+                try:
+                    with hold_interrupts():
+                        self._apply(entry)
+                        out.steps, out.tokens = step + 1, out.tokens + entry["tokens"]
+                        out.log.append(entry)
+                    if self.eval_dataset is not None and self._due(self.args.eval_steps, step):
+                        entry |= self._evaluate(step, folder)
+                finally:
                     out.seconds = time.perf_counter() - start
-                    out.log.append(entry)
-                    metrics.write(json.dumps(entry) + "\n")
-                    metrics.flush()
-                    self.progress(entry | {"seconds": out.seconds, "tokens_per_second": out.tokens / out.seconds})
+                    if out.steps == step + 1:  # the update was made, even if Ctrl-C or its evaluation ends the run
+                        with hold_interrupts():
+                            _write(metrics, json.dumps(entry) + "\n", "a")
+                if self.args.save_steps and (step + 1) % self.args.save_steps == 0:
+                    with hold_interrupts():
+                        self.save(folder)
+                self.progress(entry | {"seconds": out.seconds, "tokens_per_second": out.tokens / out.seconds})
         except KeyboardInterrupt:
             out.interrupted = True
         finally:
             self.model.eval()
-        self.save(folder)
+        try:
+            with hold_interrupts():
+                self.save(folder)
+        except KeyboardInterrupt:
+            out.interrupted = True
         return out
 
-    def _due(self, every: int | None, step: int) -> bool:
-        return bool(every) and ((step + 1) % every == 0 or step + 1 == self.args.max_steps)
-
-    def _evaluate(self) -> dict[str, float]:
-        scores = evaluate(self.model, self.eval_dataset, self.args.per_device_eval_batch_size, self.collator)
+    def evaluate(self, dataset=None) -> dict[str, float]:
+        """{"eval_loss", "eval_exact_match"} of `dataset`, or of eval_dataset."""
+        dataset = self.eval_dataset if dataset is None else dataset
+        if dataset is None:
+            raise ConfigError("evaluate() needs a dataset: give one, or make the Trainer with an eval_dataset")
+        scores = evaluate(self.model, dataset, self.args.per_device_eval_batch_size, self.collator)
         return {"eval_loss": scores["loss"], "eval_exact_match": scores["exact_match"]}
 
-    def _update(self, step: int, folder: Path) -> dict:
+    def _due(self, every: int | None, step: int) -> bool:
+        return step + 1 == self.max_steps or (every is not None and (step + 1) % every == 0)
+
+    def _evaluate(self, step: int, folder: Path) -> dict[str, float]:
+        scores = self.evaluate()
+        if not math.isfinite(scores["eval_loss"]):
+            self._stop(f"evaluation after step {step + 1}: the loss is {scores['eval_loss']}", folder)
+        return scores
+
+    def _gradients(self, step: int, folder: Path) -> dict:
+        """Forward and backward of one update's batches; changes no weight. Returns the update's line of the log."""
         args, optimizer = self.args, self.optimizer
         first = step * args.gradient_accumulation_steps
         batches = [self.batches.batch(first + i) for i in range(args.gradient_accumulation_steps)]
@@ -139,18 +146,63 @@ class Trainer:
         norm = clip_grad_norm(optimizer.params, args.max_grad_norm)
         if not math.isfinite(norm):
             self._stop(f"step {step + 1}: the gradient's norm is {norm} (loss {total:.4g})", folder)
-        optimizer.lr = args.learning_rate * learning_rate_factor(
-            args.lr_scheduler_type, step, args.max_steps, args.warmup_steps
-        )
-        optimizer.step()
-        return {"step": step + 1, "loss": total, "lr": optimizer.lr, "grad_norm": norm, "tokens": targets}
+        factor = learning_rate_factor(args.lr_scheduler_type, step, self.max_steps, self.warmup)
+        lr = args.learning_rate * factor
+        return {"step": step + 1, "loss": total, "lr": lr, "grad_norm": norm, "tokens": targets}
+
+    def _apply(self, entry: dict):
+        before = self.optimizer.snapshot()
+        self._good = (entry["step"] - 1, before)
+        self.optimizer.lr = entry["lr"]
+        self.optimizer.step()
+        after = self.optimizer.params
+        if entry["step"] == 1 and self._lora_B and all(np.array_equal(before[i], after[i].data) for i in self._lora_B):
+            raise TrainingError(
+                f"the first update changed none of the {len(self._lora_B)} lora_B matrices (gradient norm "
+                f"{entry['grad_norm']:g}): the loss does not depend on the adapters. Are they enabled, is lora_alpha 0?"
+            )
 
     def _stop(self, what: str, folder: Path):
-        self.save(folder)
+        """Put back and save the last weights that gave a finite loss: an update may have spoilt the present ones."""
+        updates, weights = self._good
+        kept = "no update was good, so nothing was saved"
+        if updates:
+            self.optimizer.restore(weights)
+            try:
+                self.save(folder)
+                kept = f"the weights after update {updates}, the last that gave a finite loss, are in {folder}"
+            except MiniloraError as error:
+                kept = f"the weights before it could not be saved: {error}"
         raise TrainingError(
-            f"{what}; stopped, and the weights of the step before are in {folder}. Lower the learning rate"
-            f" ({self.args.learning_rate:g}), or look at that batch."
+            f"{what}; stopped, {kept}. Lower the learning rate ({self.args.learning_rate:g}), or look at that batch."
         )
+
+
+@contextmanager
+def hold_interrupts():
+    """Within it Ctrl-C waits until the end. Does nothing outside the main thread, where Ctrl-C never arrives."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *call: pressed.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        handler(*pressed[0])
+
+
+def _write(path: Path, text: str, mode: str):
+    try:
+        with open(path, mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} could not be written: {error.strerror}; weights saved before are intact"
+        ) from error
 
 
 def prepare_output_dir(path, overwrite: bool = False) -> Path:

@@ -33,6 +33,61 @@ def test_adamw_is_its_definition(seed, shape, decay):
     np.testing.assert_allclose(p.data, adamw_by_definition(start, grads, 0.01, 0.9, 0.99, 1e-8, decay), atol=2e-6)
 
 
+@given(st.sampled_from(["C", "F", "strided"]), st.sampled_from([(), (1,), (0,), (3, 4), (2, 3, 4)]))
+def test_every_layout_is_updated(layout, shape):
+    """A Fortran-ordered or strided weight (a transposed matrix from a file) was once updated in a copy: not at all."""
+    rng = np.random.default_rng(0)
+    value = rng.standard_normal(shape).astype(np.float32)
+    if layout == "strided" and shape:
+        data = np.zeros((*shape[:-1], 2 * shape[-1]), np.float32)[..., ::2]
+        data[...] = value
+    else:
+        data = np.array(value, order="F" if layout == "F" else "C")
+    p, g = Tensor(data, requires_grad=True), rng.standard_normal(shape).astype(np.float32)
+    optimizer = AdamW([p], 0.1)
+    p.grad = np.asfortranarray(g).reshape(shape, order="A")
+    optimizer.step()
+    assert p.data.shape == shape
+    np.testing.assert_allclose(p.data, adamw_by_definition(value, [p.grad], 0.1, 0.9, 0.999, 1e-8, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(np.float64, 1e-14), (np.float32, 2e-6), (np.float16, 2e-3)])
+def test_state_is_precise_enough_for_the_dtype(dtype, atol):
+    """The square of a float16 gradient of 1e-4 is zero in float16: v is 0, the update 1,000 instead of 0.1."""
+    p = Tensor(np.ones((3, 4), dtype), requires_grad=True)
+    grads = np.full((3, 3, 4), 1e-4, dtype)
+    optimizer = AdamW([p], 0.1)
+    for g in grads:
+        p.grad = g.copy()
+        optimizer.step()
+    wanted = adamw_by_definition(np.ones((3, 4)), grads, 0.1, 0.9, 0.999, 1e-8, 0)
+    np.testing.assert_allclose(p.data, wanted, atol=atol)
+
+
+def test_a_refused_update_changes_nothing():
+    a, b = (Tensor(np.ones((2, 2), np.float32), requires_grad=True) for _ in "ab")
+    optimizer = AdamW([a, b], 0.1)
+    waiting = (b * b).sum()
+    a.grad = b.grad = np.ones((2, 2), np.float32)
+    with pytest.raises(GraphError):
+        optimizer.step()
+    assert (a.data == 1).all() and (b.data == 1).all() and optimizer.steps == 0
+    del waiting
+
+
+def test_snapshots_restore_the_values_even_under_a_waiting_graph():
+    p = Tensor(np.ones((2, 2), np.float32), requires_grad=True)
+    optimizer = AdamW([p], 0.1)
+    before = optimizer.snapshot()
+    p.grad = np.ones((2, 2), np.float32)
+    optimizer.step()
+    waiting = (p * p).sum()
+    optimizer.restore(before)
+    assert (p.data == 1).all()
+    with pytest.raises(GraphError, match="changed in place"):
+        waiting.backward()
+
+
 def test_vectors_are_not_decayed():
     p = Tensor(np.ones(4, np.float32), requires_grad=True)
     p.grad = np.zeros(4, np.float32)

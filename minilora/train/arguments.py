@@ -1,0 +1,78 @@
+"""TrainingArguments: what a run is to do, with Hugging Face's names, checked before anything is loaded.
+
+args = TrainingArguments("out", num_train_epochs=2, learning_rate=5e-3, warmup_ratio=0.03)
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from minilora.errors import ConfigError
+from minilora.train.schedule import learning_rate_factor
+
+_COUNTS = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+           "eval_steps", "save_steps")  # fmt: skip
+_RANGES = {  # field -> whether a number will do, and in words
+    "num_train_epochs": (lambda x: x > 0, "positive"),
+    "learning_rate": (lambda x: x > 0, "positive"),
+    "adam_epsilon": (lambda x: x > 0, "positive"),
+    "max_grad_norm": (lambda x: x > 0, "positive"),
+    "weight_decay": (lambda x: x >= 0, "zero or more"),
+    "adam_beta1": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "adam_beta2": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "warmup_ratio": (lambda x: 0 <= x <= 1, "between 0 and 1"),
+}
+
+
+@dataclass
+class TrainingArguments:
+    """max_steps, or num_train_epochs; neither means 100 steps. warmup_steps, or warmup_ratio of the steps, which warms
+    up whatever the schedule. Raises ConfigError for a value that does not fit."""
+
+    output_dir: str
+    max_steps: int | None = None
+    num_train_epochs: float | None = None
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    lr_scheduler_type: str = "linear"
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    eval_steps: int | None = None  # evaluate every so many updates; always at the end where there is an eval_dataset
+    save_steps: int | None = None  # save every so many updates; always at the end
+    per_device_eval_batch_size: int = 32
+    seed: int = 0
+    overwrite_output_dir: bool = False
+
+    def __post_init__(self):
+        for a, b in (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio")):
+            if getattr(self, a) and getattr(self, b):
+                raise ConfigError(f"{a}={getattr(self, a)!r} and {b}={getattr(self, b)!r}: give one of them")
+        if self.max_steps is None and self.num_train_epochs is None:
+            self.max_steps = 100
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Integral) and value > 0):
+                raise ConfigError(f"{name} must be positive and whole, not {value!r}")
+        for name in ("warmup_steps", "seed"):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value >= 0):
+                raise ConfigError(f"{name} must be a whole number, zero or more, not {value!r}")
+        for name, (fits, words) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value) and fits(value)):
+                raise ConfigError(f"{name} must be {words}, not {value!r}")
+        learning_rate_factor(self.lr_scheduler_type, 0, 1)
+
+    def steps(self, batches_per_epoch: int | None) -> int:
+        """Updates of a run. batches_per_epoch: None for data without epochs; num_train_epochs is then a ConfigError."""
+        if self.num_train_epochs is None:
+            return self.max_steps
+        if batches_per_epoch is None:
+            raise ConfigError("num_train_epochs needs a dataset with a length; give max_steps for one made of batches")
+        return math.ceil(self.num_train_epochs * batches_per_epoch / self.gradient_accumulation_steps)
