@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _demo, "QLoRA on the embedded model, offline, in under a minute")
     demo.add_argument("--output-dir", help="where to write (default: minilora-demo; replaced if a demo wrote it)")
     demo.add_argument("--seed", type=int, help="of the adapters and the order of batches (default 0)")
-    demo.add_argument("--max-steps", type=int, help="updates (default: the recipe's 340)")
+    demo.add_argument("--max-steps", type=int, help="updates (default: the recipe's 500)")
     demo.add_argument("--compare", action="store_true", help="also rerun the variants that the table quotes")
 
     train = add("train", _train, "run a recipe by name, or a YAML file")
@@ -160,7 +160,10 @@ def _parse_fields(pairs: list[str]) -> dict:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set takes FIELD=VALUE, not {pair!r}")
-        fields[name] = yaml.safe_load(value)
+        try:
+            fields[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {pair}: {value!r} is not a YAML value") from error
     return fields
 
 

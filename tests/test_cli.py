@@ -79,6 +79,8 @@ def test_generate():
         (["train", "demoo"], ["unknown recipe", "demo"]),
         (["train", "demo", "--set", "lora_rank=3"], ["unknown field", "lora_r"]),
         (["train", "demo", "--set", "lora_r"], ["FIELD=VALUE"]),
+        (["train", "demo", "--set", "lora_r=[1"], ["not a YAML value"]),
+        (["train", "pretrain-stdlib", "--set", "pretrain={hidden: 3}"], ["unknown field of pretrain", "hidden_size"]),
         (["train", "demo", "--set", "task=headers"], ["unknown task", "header_json"]),
         (["train", "demo", "--set", "base_model=gpt5"], ["unknown model"]),
         (["train", "demo", "--set", "sequence_len=20"], ["more than sequence_len 20"]),
@@ -152,3 +154,22 @@ def test_a_full_disk_while_saving(tmp_path):
     result = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=300)
     failed(result, "could not be written")
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_pretraining_is_reproducible(tmp_path):
+    """A few steps of the base's recipe, twice: the same files, bit for bit."""
+    for place in ("a", "b"):
+        result = run("train", "pretrain-stdlib", "--max-steps", 3, "--output-dir", place, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    for name in ("model.safetensors", "tokenizer.json", "base.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert run("generate", tmp_path / "a", "import", "--max-new-tokens", 3).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_what_the_readme_says(tmp_path):
+    result = run("demo", "--output-dir", tmp_path / "demo")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "demo" / "result.json").read_text())
+    assert figures["before"]["exact_match"] == 0 and figures["after"]["exact_match"] >= 0.75

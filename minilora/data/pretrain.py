@@ -42,7 +42,13 @@ class PretrainingBatches:
 
 
 def windows(stream: np.ndarray, length: int) -> list[dict[str, list[int]]]:
-    """The stream cut into rows that overlap by one token, so that every token but the first is a target once."""
-    step = length - 1
-    rows = [stream[i : i + length].astype(int).tolist() for i in range(0, len(stream) - 1, step)]
-    return [{"input_ids": row, "labels": row} for row in rows if len(row) > 1]
+    """The stream cut into rows that overlap by half, so that every token but the first is a target exactly once.
+
+    Past the first row a token is predicted from the length/2 to length - 1 tokens before it.
+    """
+    rows, step = [], length // 2
+    for start in range(0, max(1, len(stream) - length + step), step):
+        ids = stream[start : start + length].astype(int).tolist()
+        seen = 0 if start == 0 else length - step
+        rows.append({"input_ids": ids, "labels": [-100] * seen + ids[seen:]})
+    return rows

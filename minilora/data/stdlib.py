@@ -15,7 +15,8 @@ from pathlib import Path
 
 from minilora.errors import DataError
 
-SPLITS = ("train", "validation", "held-out")
+BUCKETS = {"held-out": [0, 5], "validation": [7]}  # of CRC-32 modulo ten; the other seven are for training
+SPLITS = ("train", *BUCKETS)
 # Tests, generated tables and what is not the library itself.
 _LEFT_OUT = ("site-packages", "test", "encodings/", "pydoc_data", "__phello", "config-", "_sysconfigdata",
              "turtledemo", "ensurepip")  # fmt: skip
@@ -28,8 +29,9 @@ class SourceFile:
 
 
 def split_of(name: str) -> str:
-    """One file in ten is held out, one is for validation, eight are for training."""
-    return {3: "held-out", 7: "validation"}.get(zlib.crc32(name.encode()) % 10, "train")
+    """Two files in ten are held out, one is for validation, seven are for training."""
+    bucket = zlib.crc32(name.encode()) % 10
+    return next((split for split, buckets in BUCKETS.items() if bucket in buckets), "train")
 
 
 @cache

@@ -25,7 +25,7 @@ def example(n, targets=1):
 def test_splits_are_by_file_and_disjoint():
     names = {split: {f.name for f in source_files(split)} for split in SPLITS}
     assert all(names.values()) and len(set.union(*names.values())) == sum(map(len, names.values()))
-    assert len(names["train"]) > 4 * len(names["held-out"])
+    assert len(names["train"]) > 2 * len(names["held-out"])
     assert split_of("argparse.py") == split_of("argparse.py")
     with pytest.raises(DataError, match="validation"):
         source_files("test")
@@ -123,7 +123,7 @@ def test_pretraining_batches_repeat_themselves_and_their_seed():
 @given(st.integers(2, 200), st.integers(2, 30))
 def test_windows_make_every_token_but_the_first_a_target_once(n, length):
     rows = windows(np.arange(n, dtype=np.uint16), length)
-    assert [t for row in rows for t in row["labels"][1:]] == list(range(1, n))
+    assert [t for row in rows for t in row["labels"][1:] if t != IGNORE] == list(range(1, n))
 
 
 @given(st.text(max_size=40))

@@ -5,12 +5,16 @@ import numpy as np
 import pytest
 
 from minilora import load_model, no_grad, quantize_model
+from minilora.data.pretrain import token_stream
+from minilora.data.stdlib import BUCKETS
 from minilora.errors import FetchError, FileFormatError, UnknownNameError
 from minilora.files import load_safetensors, save_safetensors
 from minilora.models import fetch
 from minilora.models.checkpoint import save_folder
+from minilora.models.registry import EMBEDDED
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn import CausalLM, TransformerConfig
+from minilora.train.pretrain import bits_per_byte
 
 
 def test_shards(tmp_path, tiny_llama):
@@ -96,3 +100,22 @@ def test_fetch_replaces_a_file_of_the_wrong_checksum(tmp_path, monkeypatch):
     with pytest.raises(FetchError):
         fetch.fetch("smollm2-135m", lines.append)
     assert "does not have the right checksum" in lines[0] and target.exists()
+
+
+def test_the_embedded_base_is_what_its_card_says():
+    card = json.loads((EMBEDDED / "base.json").read_text())
+    model, tokenizer = load_model("embedded")
+    assert model.num_parameters() == card["parameters"] <= 950_000
+    assert (EMBEDDED / "model.safetensors").stat().st_size <= 2_000_000
+    assert card["split"] == BUCKETS  # else files now held out may have been in its training
+    text = "def add(self, first, second=None):\n    return first"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.slow
+def test_the_embedded_base_s_bits_per_byte():
+    """The card's figure on all held-out files, measured again."""
+    card = json.loads((EMBEDDED / "base.json").read_text())
+    model, tokenizer = load_model("embedded")
+    measured = bits_per_byte(model, *token_stream(tokenizer, "held-out"), card["recipe"]["length"])
+    assert measured == pytest.approx(card["bits_per_byte_held-out"], rel=0.01)
