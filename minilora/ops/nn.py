@@ -115,7 +115,8 @@ def attention(q, k, v):
         raise ValueError(f"{T} queries but only {S} keys")
     G, scale = H // K, hd**-0.5
     group = (B, K, G * T, hd)  # a group's queries stacked, so that each product is one matrix product per KV head
-    p = (q.reshape(group) * scale) @ k.mT  # (B, K, G·T, S)
+    p = np.empty((B, K, G * T, S), np.result_type(q, k))  # in C order, as what is below works on views of it
+    np.matmul(q.reshape(group) * scale, k.mT, out=p)
     mask = np.triu(np.full((T, S), -np.inf, q.real.dtype), 1 + S - T)  # query t sees keys up to S - T + t
     sequences = p.reshape(B, K * G, T, S)
     together = max(1, _CACHED // max(1, K * G * T * S))

@@ -315,3 +315,12 @@ def test_bad_arguments_are_errors():
         ops.cross_entropy(np.ones((0, 4)), np.array([], int))
     with pytest.raises(ShapeError, match="cannot be shared evenly"):
         ops.attention(np.ones((1, 3, 2, 4)), np.ones((1, 2, 2, 4)), np.ones((1, 2, 2, 4)))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1, 1), (2, 4, 3, 2), (3, 2, 5, 4)])
+def test_attention_of_transposed_memory(rng, shape):
+    """matmul may lay its result out as its inputs are: the softmax must still reach every row."""
+    q, k, v = (rng.standard_normal(shape) for _ in range(3))
+    expected = ops.attention(q, k[:, :2], v[:, :2]).data
+    q, k, v = (np.ascontiguousarray(x.T).T for x in (q, k[:, :2], v[:, :2]))
+    np.testing.assert_allclose(ops.attention(q, k, v).data, expected, rtol=1e-12)
