@@ -182,7 +182,7 @@ def _generate(args):
     prompt = tokenizer.apply_chat_template(args.prompt) if args.chat else args.prompt
     generate(
         model, tokenizer, prompt, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed,
-        stream=lambda piece: print(piece, end="", flush=True),
+        stream=lambda piece: print(piece, end="", flush=True), parse_special=args.chat,
     )  # fmt: skip
     print()
 

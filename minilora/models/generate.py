@@ -58,10 +58,11 @@ def _sample(logits: np.ndarray, temperature: float, top_k, top_p, rng: np.random
 
 def generate(
     model, tokenizer, prompt: str, max_new_tokens: int = 64, temperature: float = 0.0, top_k: int | None = None,
-    top_p: float | None = None, seed: int | None = None, stream=None,
+    top_p: float | None = None, seed: int | None = None, stream=None, parse_special: bool = False,
 ) -> str:  # fmt: skip
-    """The text that follows `prompt`. stream: called with each piece of text as it comes."""
-    ids = [*tokenizer.begin(), *tokenizer.encode(prompt)]
+    """The text that follows `prompt`. stream: called with each piece of text as it comes.
+    parse_special: read special tokens in the prompt as such (a chat template has some)."""
+    ids = [*tokenizer.begin(), *tokenizer.encode(prompt, parse_special)]
     tokens = generate_tokens(model, ids, max_new_tokens, tokenizer.eos_token_id, temperature, top_k, top_p, seed)
     pieces = []
     for piece in tokenizer.stream(tokens):

@@ -72,7 +72,9 @@ class Tokenizer:
         """The tokens that a text begins with: one or none."""
         return [] if self.bos_token_id is None else [self.bos_token_id]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Token numbers. Text that spells a special token is plain text unless parse_special (as for a template)."""
+        self.backend.encode_special_tokens = not parse_special
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids) -> str:

@@ -126,6 +126,12 @@ def test_windows_make_every_token_but_the_first_a_target_once(n, length):
     assert [t for row in rows for t in row["labels"][1:] if t != IGNORE] == list(range(1, n))
 
 
+def test_special_tokens_in_a_text_are_text(tokenizer):
+    assert tokenizer.encode("<|endoftext|>", parse_special=True) == [tokenizer.eos_token_id]
+    ids = tokenizer.encode("<|endoftext|>")
+    assert tokenizer.eos_token_id not in ids and tokenizer.decode(ids) == "<|endoftext|>"
+
+
 @given(st.text(max_size=40))
 def test_the_tokenizer_is_lossless(text):
     tokenizer = test_the_tokenizer_is_lossless.tokenizer

@@ -60,6 +60,7 @@ def test_each_code_is_the_nearest_level(x, blocksize):
 
 @given(arrays, st.sampled_from(["nf4", "int8"]))
 def test_quantizing_twice_changes_nothing(x, code):
+    x = np.where(np.abs(x) < 1e-30, np.float32(0), x)  # products with numbers near the smallest are not exact
     once = quantize(x, code, 64).dequantize()
     twice = quantize(once, code, 64).dequantize()
     np.testing.assert_allclose(twice, once, rtol=1e-6, atol=0)
