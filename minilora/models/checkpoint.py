@@ -68,7 +68,8 @@ def load_gguf(path) -> tuple[CausalLM, Tokenizer]:
         rows = {"self_attn.q_proj": heads, "self_attn.k_proj": config.num_key_value_heads}.get(part)
         return _half_split(array, rows) if rows else array
 
-    return _build(path, config, read), _gguf_tokenizer(path, metadata)
+    available = 2 * Path(path).stat().st_size  # a byte holds two weights at most
+    return _build(path, config, read, available), _gguf_tokenizer(path, metadata)
 
 
 def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -86,11 +87,13 @@ def _config(path, **fields) -> TransformerConfig:
         raise FileFormatError(f"{path} describes an impossible model: {error}") from error
 
 
-def _build(path, config: TransformerConfig, read) -> CausalLM:
-    """Fill a model parameter by parameter: read(name, shape) -> array."""
-    elements = config.vocab_size * config.hidden_size
-    if elements > 1 << 34:
-        raise FileFormatError(f"{path} describes an embedding of {elements} entries")
+def _build(path, config: TransformerConfig, read, available: int) -> CausalLM:
+    """Fill a model parameter by parameter: read(name, shape) -> array. available: weights that the file can hold."""
+    d, hd = config.hidden_size, config.head_dim
+    layer = 2 * d * hd * (config.num_attention_heads + config.num_key_value_heads) + 3 * d * config.intermediate_size
+    wanted = config.num_hidden_layers * layer + config.vocab_size * d
+    if wanted > available:  # before anything is allocated
+        raise FileFormatError(f"{path} describes an impossible model: {wanted} weights, of which it holds {available}")
     model = CausalLM(config, seed=None)
     for name, p in model.named_parameters():
         p.data = np.ascontiguousarray(read(name, p.shape), np.float32)
@@ -168,7 +171,7 @@ def load_folder(path) -> tuple[CausalLM, Tokenizer | None]:
             raise FileFormatError(f"{path}: {name!r} has shape {arrays[name].shape}; config.json asks for {shape}")
         return arrays.pop(name)
 
-    model = _build(path, config, read)
+    model = _build(path, config, read, 64 * sum(a.size for a in arrays.values()))
     if arrays:
         raise FileFormatError(f"{path} has {len(arrays)} tensors that the model lacks, the first {min(arrays)!r}")
     file = path / "tokenizer.json"

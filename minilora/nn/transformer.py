@@ -126,7 +126,7 @@ class Decoder(Module):
         if config.positions == "learned":
             x = x + self.embed_positions(np.arange(start, end))  # (B, T, d) + (T, d)
         else:
-            table = rotary_table(config.max_position_embeddings, config.head_dim, config.rope_theta)
+            table = rotary_table(1 << (end - 1).bit_length(), config.head_dim, config.rope_theta)
             rotary = tuple(t[start:end] for t in table)  # cos, sin: (T, hd/2)
         for layer in self.layers:
             x = layer(x, rotary, cache)  # (B, T, d)
