@@ -27,13 +27,15 @@ def block_absmax(x: np.ndarray, blocksize: int) -> np.ndarray:
 
 
 def quantize_4bit(x: np.ndarray, levels: np.ndarray, blocksize: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of the nearest levels (sorted float32, a tie to the lower) of a flat float32 x, two a byte.
+    """Codes of the nearest levels (float32, at most 16; a tie goes to the lower level) of a flat float32 x, two a byte.
 
+    Of a code's two zeros (fp4, e2m1) the first is for zero and what rounds up to it, the second for what rounds down.
     Returns packed (ceil(n/2),) uint8 and absmax (ceil(n/blocksize),) float32. Full blocks are multiplied by the rounded
     reciprocal of absmax and a partial last block is divided, as bitsandbytes does: the last bit depends on it.
     """
     absmax = block_absmax(x, blocksize)
-    borders, codes = midpoints(levels), np.empty(x.size + x.size % 2, np.uint8)
+    order = np.argsort(levels, kind="stable").astype(np.uint8)  # the stored code of each level, from the lowest up
+    borders, codes = midpoints(levels[order]), np.empty(x.size + x.size % 2, np.uint8)
     full = x.size // blocksize * blocksize
     reciprocal = np.float32(1) / np.maximum(absmax, TINY)
     for start in range(0, full, _CHUNK * blocksize):
@@ -44,6 +46,8 @@ def quantize_4bit(x: np.ndarray, levels: np.ndarray, blocksize: int) -> tuple[np
         absmax[-1] = np.maximum(absmax[-1], TINY)
         codes[full : x.size] = _count_below(x[full:] / absmax[-1], borders)
     codes[x.size :] = np.searchsorted(borders, np.float32(0))  # an odd end is padded with the code of zero
+    if (order[1:] < order[:-1]).any():
+        codes = order[codes]
     return codes[0::2] << 4 | codes[1::2], absmax
 
 
@@ -56,7 +60,8 @@ def _count_below(x: np.ndarray, borders: np.ndarray) -> np.ndarray:
 
 
 def _pairs(levels: np.ndarray) -> np.ndarray:
-    """For each byte the two levels that it stands for, as one 8-byte item: (256,) uint64."""
+    """For each byte the two levels that it stands for, as one 8-byte item: (256,) uint64. Unused codes are 0."""
+    levels = np.concatenate([levels, np.zeros(16 - levels.size, np.float32)])
     return np.stack([levels.repeat(16), np.tile(levels, 16)], axis=1).view(np.uint64).ravel()
 
 

@@ -1,7 +1,9 @@
 """Codebooks: which real numbers the 4-bit codes and the 8-bit dynamic map stand for.
 
-    CODES["nf4"]        # 16 float32 levels in [-1, 1]; the index is the stored code
-    dynamic_map()       # 256 float32 levels, the second level of double quantization
+    CODES["nf4"]             # 16 float32 levels in [-1, 1]; the index is the stored code
+    normal_float(3)          # the same recipe at 3 bits
+    register_code("mine", levels)
+    DYNAMIC_MAP              # 256 float32 levels, the second level of double quantization
 
 NF4 ("NormalFloat", QLoRA, arXiv:2305.14314, section 3) puts its levels at quantiles of the normal distribution, so
 that a normal weight falls into each with similar probability. Taken literally, the paper's equation 4 gives a symmetric
@@ -11,6 +13,8 @@ code of 15 levels; the published one has 8 positive and 7 negative levels and an
 from statistics import NormalDist
 
 import numpy as np
+
+from minilora.errors import QuantizationError
 
 f32 = np.float32
 
@@ -25,16 +29,47 @@ def _linspace(start: float, stop: float, n: int) -> np.ndarray:
     return np.where(i < n // 2, a + i * step, b - (f32(n - 1) - i) * step)
 
 
-def normal_float4() -> np.ndarray:
-    """The 16 levels of NF4, float32, bit for bit those of bitsandbytes.
+def normal_float(bits: int) -> np.ndarray:
+    """The 2**bits levels of NormalFloat, float32, for 2 to 8 bits; those of 4 are bitsandbytes' NF4 bit for bit.
 
-    The outermost quantile 0.9677083 = 1 - (1/30 + 1/32)/2 lies halfway between those of 15 and 16 equal bins.
+    2**(bits-1) positive levels and one fewer negative ones, with an exact zero between. The outermost quantile lies
+    halfway between those of 2**bits - 1 and 2**bits equal bins; its seven decimals are bitsandbytes'.
     """
-    quantile, outermost = NormalDist().inv_cdf, 0.9677083
-    positive = [quantile(float(p)) for p in _linspace(outermost, 0.5, 9)[:-1]]
-    negative = [-quantile(float(p)) for p in _linspace(outermost, 0.5, 8)[:-1]]
+    if bits not in range(2, 9):
+        raise QuantizationError(f"NormalFloat is defined here for 2 to 8 bits, not {bits!r}")
+    n, quantile = 2**bits, NormalDist().inv_cdf
+    outermost = round(1 - (1 / (2 * (n - 1)) + 1 / (2 * n)) / 2, 7)
+    positive = [quantile(float(p)) for p in _linspace(outermost, 0.5, n // 2 + 1)[:-1]]
+    negative = [-quantile(float(p)) for p in _linspace(outermost, 0.5, n // 2)[:-1]]
     levels = np.sort(np.array([*negative, 0.0, *positive], f32))
     return levels / levels.max()
+
+
+def _signed(magnitudes: list[float]) -> np.ndarray:
+    """A sign bit above a magnitude, as floats have it: code 8 + i is minus code i, and code 8 a second zero (+0.0)."""
+    positive = np.array(magnitudes, f32) / f32(max(magnitudes))
+    return np.concatenate([positive, 0 - positive])
+
+
+def register_code(name: str, levels) -> None:
+    """Add a 4-bit code of your own to CODES: 2 to 16 distinct levels in [-1, 1], whose index is the stored code.
+
+    A block's largest entry becomes ±1 before the nearest level is taken. Raises QuantizationError where a level is
+    missing, repeated, not finite or outside [-1, 1], and where the name is taken by other levels.
+    """
+    levels = np.array(levels, f32)
+    if levels.ndim != 1 or not 2 <= levels.size <= 16:
+        raise QuantizationError(f"a 4-bit code has 2 to 16 levels in one row, not an array of shape {levels.shape}")
+    if not (np.abs(levels) <= 1).all():
+        raise QuantizationError(
+            f"the levels of a code lie in [-1, 1], where a block is scaled to; {name!r} has {levels}"
+        )
+    if np.unique(levels).size < levels.size:
+        raise QuantizationError(f"the levels of {name!r} repeat: {np.sort(levels)}")
+    if name == "int8" or (name in CODES and not np.array_equal(CODES[name], levels)):
+        raise QuantizationError(f"the name {name!r} is taken by another code; choose a new one")
+    levels.flags.writeable = False
+    CODES[name] = levels
 
 
 def dynamic_map() -> np.ndarray:
@@ -54,5 +89,13 @@ def dynamic_map() -> np.ndarray:
     return np.sort(np.concatenate([-positive, positive, np.array([0, 1], f32)]))
 
 
-CODES: dict[str, np.ndarray] = {"nf4": normal_float4()}
+CODES: dict[str, np.ndarray] = {
+    "nf4": normal_float(4),
+    "fp4": _signed([0, 0.0625, 8, 12, 4, 6, 2, 3]),  # bitsandbytes' own 4-bit float; it is not E2M1
+    "e2m1": _signed([0, 0.5, 1, 1.5, 2, 3, 4, 6]),  # OCP microscaling formats (MX), version 1.0, FP4
+    "int4": np.arange(-7, 8, dtype=f32) / f32(7),
+    "linear16": np.linspace(-1, 1, 16, dtype=f32),  # the even grid that some explanations call NF4; it has no zero
+}
 DYNAMIC_MAP = dynamic_map()
+for _levels in (*CODES.values(), DYNAMIC_MAP):
+    _levels.flags.writeable = False  # shared by every array that is quantized with them

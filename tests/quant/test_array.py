@@ -8,7 +8,6 @@ from minilora import dequantize, quantize
 from minilora.errors import MiniloraError, QuantizationError
 from minilora.quant import CODES
 
-NF4 = CODES["nf4"]
 EDGES = ["edge_3x33", "edge_denormal256", "edge_huge256", "edge_len1", "edge_len2", "edge_len63", "edge_len127",
          "edge_outlier256", "edge_ties_nf4", "edge_zeros128", "edge_zeros70_partial"]  # fmt: skip
 FULL = ["nf4_s0_64x64_b64", "nf4_s1_128x192_b128", "nf4_s1_128x192_b32", "nf4_s1_128x192_b4096"]
@@ -24,6 +23,22 @@ def test_nf4_is_bitsandbytes_bit_for_bit(golden, name):
     np.testing.assert_array_equal(q.absmax, g["absmax"])
     if name != "nf4_s1_128x192_b128":  # there bitsandbytes' CPU dequantization indexes absmax wrongly
         np.testing.assert_array_equal(q.dequantize(), g["dequantized"])
+
+
+@pytest.mark.parametrize("name", ["fp4_s0_64x64_b64", "fp4_s1_128x192_b64", "edge_ties_fp4"])
+def test_fp4_is_bitsandbytes_bit_for_bit(golden, name):
+    g = golden(name)
+    q = quantize(g["x"], "fp4", int(g["blocksize"]))
+    np.testing.assert_array_equal(q.packed, g["packed"])
+    np.testing.assert_array_equal(q.absmax, g["absmax"])
+    np.testing.assert_array_equal(q.dequantize(), g["dequantized"])
+
+
+def test_the_two_zeros_of_fp4():
+    """Zero, and what rounds up to it, is code 0; what rounds down to it is code 8, up to the tie at 1/384."""
+    x = np.array([1, 0, -1e-3, 1e-3, 1 / 384, 0.003, -0.003, -1 / 384], np.float32)
+    q = quantize(x, "fp4", 16)
+    np.testing.assert_array_equal(np.stack([q.packed >> 4, q.packed & 15], 1).ravel(), [3, 0, 0, 8, 8, 1, 9, 9])
 
 
 @pytest.mark.parametrize("name", ["nf4_dq_s0_64x64_b64", "nf4_dq_s1_128x192_b64", "edge_outlier256_dq"])
@@ -45,20 +60,20 @@ def test_int8_by_row_is_bitsandbytes_bit_for_bit(golden):
     np.testing.assert_array_equal(q.dequantize(), g["dequantized"])
 
 
-@given(arrays, st.sampled_from([16, 64, 256]))
-def test_each_code_is_the_nearest_level(x, blocksize):
+@given(arrays, st.sampled_from([16, 64, 256]), st.sampled_from(sorted(CODES)))
+def test_each_code_is_the_nearest_level(x, blocksize, code):
     """The definition: argmin over the levels of |x / absmax - level|, up to float32 rounding of the quotient."""
-    q = quantize(x, "nf4", blocksize)
+    q, levels = quantize(x, code, blocksize), CODES[code].astype(np.float64)
     flat = x.ravel().astype(np.float64)
     absmax = q.absmax.astype(np.float64).repeat(blocksize)[: flat.size]
     codes = np.stack([q.packed >> 4, q.packed & 15], 1).ravel()[: flat.size]
     scaled = np.divide(flat, absmax, out=np.zeros_like(flat), where=absmax > 1e-30)
-    codes[absmax <= 1e-30] = 7  # below that the format itself gives up
-    distance = np.abs(scaled[:, None] - NF4.astype(np.float64))
+    codes[absmax <= 1e-30] = np.abs(levels).argmin()  # below that the format itself gives up
+    distance = np.abs(scaled[:, None] - levels)
     assert (distance[np.arange(flat.size), codes] <= distance.min(1) + 1e-6).all()
 
 
-@given(arrays, st.sampled_from(["nf4", "int8"]))
+@given(arrays, st.sampled_from([*CODES, "int8"]))
 def test_quantizing_twice_changes_nothing(x, code):
     x = np.where(np.abs(x) < 1e-30, np.float32(0), x)  # products with numbers near the smallest are not exact
     once = quantize(x, code, 64).dequantize()
