@@ -68,8 +68,10 @@ def _pairs(levels: np.ndarray) -> np.ndarray:
 def dequantize_4bit(packed, absmax, levels, blocksize: int, start: int, stop: int) -> np.ndarray:
     """Elements start to stop of the flat array, float32: level[code] · absmax[index // blocksize]."""
     first, last = start // blocksize, -(-stop // blocksize)
-    codes = packed[first * blocksize // 2 : last * blocksize // 2]
+    codes = packed[first * blocksize // 2 : -(-last * blocksize // 2)]
     x = np.take(_pairs(levels), codes, mode="clip").view(np.float32)
+    odd = first * blocksize % 2  # a block of odd length may begin, and end, within a byte
+    x = x[odd : odd + (last - first) * blocksize]
     full = x.size // blocksize
     blocks = x[: full * blocksize].reshape(full, blocksize)
     blocks *= absmax[first : first + full, None]
@@ -99,10 +101,14 @@ def matmul_4bit(x, packed, absmax, levels, blocksize: int, shape: tuple[int, int
 
 
 def quantize_8bit(x: np.ndarray, levels: np.ndarray, blocksize: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (n,) uint8 of the nearest of 256 sorted levels, and absmax (ceil(n/blocksize),) float32."""
+    """Codes (n,) uint8 of the nearest of 256 levels, a tie to the lower, and absmax (ceil(n/blocksize),) float32.
+
+    A level that is NaN is never taken.
+    """
     absmax = block_absmax(x, blocksize)
     scaled = x / np.maximum(absmax, TINY).repeat(blocksize)[: x.size]
-    return np.searchsorted(midpoints(levels), scaled).astype(np.uint8), absmax
+    order = np.argsort(levels, kind="stable")[: np.isfinite(levels).sum()].astype(np.uint8)  # NaN sorts last
+    return order[np.searchsorted(midpoints(levels[order]), scaled)], absmax
 
 
 def dequantize_8bit(codes, absmax, levels, blocksize: int) -> np.ndarray:

@@ -1,8 +1,12 @@
 """QuantizedArray: an array stored as codes and the constants that scale them.
 
-q = quantize(x, "nf4", blocksize=64, double_quant=True)
-q.bits_per_weight          # 4.127: 4 bits of code, the rest constants
-q.dequantize()             # float32 (or x's dtype) again, each entry a level times its block's absmax
+    q = quantize(x, "nf4", blocksize=64, double_quant=True)
+    q.bits_per_weight          # 4.127: 4 bits of code, the rest constants
+    q.dequantize()             # float32 (or x's dtype) again, each entry a level times its block's absmax
+    q[128:256]                 # some of its rows, still quantized
+
+A block of weights shares one scale. Throughout, the scale that is stored is absmax, the block's largest absolute value,
+and to dequantize is to multiply by it: level[code] · absmax in 4 bits, (code / 127) · absmax in int8.
 """
 
 import math
@@ -18,8 +22,13 @@ from minilora.quant.codebooks import CODES
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuantizedArray:
-    """Codes and constants. packed: flat; uint8 with two 4-bit codes a byte, or int8. Either absmax (float32, a block
-    each) is there, or, double quantized, absmax_codes (uint8), absmax2 (float32) and offset."""
+    """Codes and constants.
+
+    packed: flat; uint8 (ceil(n/2),), two 4-bit codes a byte, the first in its high half; or int8 (n,).
+    blocksize: entries of the flattened array that share an absmax; the last block may be shorter.
+    absmax: float32 (ceil(n/blocksize),); or, double quantized, absmax_codes (as many, uint8 or int8), absmax2 (float32,
+    one for 256 of them) and offset, and double_quant says which 8 bits they are (see double.py).
+    """
 
     code: str
     packed: np.ndarray
@@ -27,6 +36,7 @@ class QuantizedArray:
     dtype: np.dtype
     blocksize: int
     absmax: np.ndarray | None = None
+    double_quant: str | None = None
     absmax_codes: np.ndarray | None = None
     absmax2: np.ndarray | None = None
     offset: np.float32 | None = None
@@ -53,10 +63,10 @@ class QuantizedArray:
         """absmax of every block, float32, expanded if it was double quantized."""
         if self.absmax is not None:
             return self.absmax
-        return double.expand(self.absmax_codes, self.absmax2, self.offset)
+        return double.expand(self.absmax_codes, self.absmax2, self.offset, self.double_quant)
 
     def dequantize(self) -> np.ndarray:
-        """The array again, of the original shape and dtype; level[code] · absmax, computed in float32."""
+        """The array again, of the original shape and dtype, computed in float32."""
         if self.code == "int8":
             x = kernels.dequantize_int8(self.packed, self.scales(), self.blocksize)
         else:
@@ -72,18 +82,50 @@ class QuantizedArray:
             x, self.packed, self.scales(), CODES[self.code], self.blocksize, self.shape, transpose
         )
 
+    def __getitem__(self, rows: slice) -> "QuantizedArray":
+        """Rows (of the first axis) where blocks begin and end, sharing memory; their values are the same bit for bit.
+
+        Of a double-quantized array, a part that does not begin with a group of 256 blocks keeps its absmax as float32.
+        Raises QuantizationError for rows that cut a block in two.
+        """
+        if not isinstance(rows, slice) or rows.step not in (None, 1) or not self.shape:
+            raise QuantizationError(f"a QuantizedArray gives slices of its rows, q[a:b], not q[{rows!r}]")
+        a, b, _ = rows.indices(self.shape[0])
+        width = math.prod(self.shape[1:])
+        start, stop = a * width, b * width
+        if start >= stop or start % self.blocksize or (stop % self.blocksize and stop != self.size):
+            raise QuantizationError(
+                f"rows {a} to {b} of {width} entries are not whole blocks of {self.blocksize}; take a multiple of "
+                f"{math.lcm(width, self.blocksize) // width} rows, at least one"
+            )
+        first, last = start // self.blocksize, -(-stop // self.blocksize)
+        packed = self.packed[start:stop] if self.code == "int8" else self._packed_part(start, stop)
+        nested = {}
+        if self.double_quant is None or first % double.BLOCKSIZE:
+            nested["absmax"] = self.scales()[first:last]
+        else:
+            groups = slice(first // double.BLOCKSIZE, -(-last // double.BLOCKSIZE))
+            nested = {"double_quant": self.double_quant, "absmax_codes": self.absmax_codes[first:last],
+                      "absmax2": self.absmax2[groups], "offset": self.offset}  # fmt: skip
+        return QuantizedArray(self.code, packed, (b - a, *self.shape[1:]), self.dtype, self.blocksize, **nested)
+
+    def _packed_part(self, start: int, stop: int) -> np.ndarray:
+        if start % 2 == 0 and (stop % 2 == 0 or stop == self.size):
+            return self.packed[start // 2 : -(-stop // 2)]
+        raise QuantizationError(f"entries {start} to {stop} begin or end within a byte; take an even number of rows")
+
     def __eq__(self, other):
         if not isinstance(other, QuantizedArray):
             return NotImplemented
         mine, theirs = self.arrays, other.arrays
-        return (self.code, self.shape, self.dtype, self.blocksize, mine.keys()) == (
-            other.code, other.shape, other.dtype, other.blocksize, theirs.keys(),
+        return (self.code, self.shape, self.dtype, self.blocksize, self.double_quant) == (
+            other.code, other.shape, other.dtype, other.blocksize, other.double_quant,
         ) and all(np.array_equal(mine[k], theirs[k]) for k in mine)  # fmt: skip
 
     __hash__ = None
 
     def __repr__(self):
-        nested = ", double_quant" if self.absmax is None else ""
+        nested = f", double_quant={self.double_quant!r}" if self.double_quant else ""
         return (
             f"QuantizedArray({self.code}, shape={self.shape}, blocksize={self.blocksize}{nested}, "
             f"{self.bits_per_weight:.4g} bits per weight)"
@@ -91,14 +133,22 @@ class QuantizedArray:
 
 
 def quantize(
-    x, code: str = "nf4", blocksize: int | str | None = 64, double_quant: bool = False, nonfinite: str = "raise"
+    x,
+    code: str = "nf4",
+    blocksize: int | str | None = 64,
+    double_quant: bool | str = False,
+    nonfinite: str = "raise",
 ) -> QuantizedArray:
-    """Quantize a floating-point array of any shape and strides.
+    """Quantize a floating-point array of any shape (0-d included, empty not) and strides, flattened row by row.
 
-    code: a name in CODES, or "int8". blocksize: entries of the flattened array that share an absmax: a power of two
-    from 16 to 4096; for "int8" any positive number, "row" (of the last axis) or None (one scale for all).
-    double_quant: whether absmax is quantized as well (see double.py). nonfinite: "raise", or "propagate" to let
-    an infinity or NaN spoil its block. Raises QuantizationError, UnknownNameError.
+    x: float16, bfloat16 (of ml_dtypes), float32 or float64; it is rounded to float32 first.
+    code: a name in CODES, or "int8".
+    blocksize: entries that share an absmax: a power of two from 16 to 4096, or "row" for rows of the last axis. For
+    "int8" any positive number, "row", or None for one scale in all.
+    double_quant: False; True or "dynamic" as bitsandbytes; "fp8" as the QLoRA paper; "int8" (see double.py).
+    nonfinite: "raise", or "propagate": a block that holds an infinity or NaN comes back as NaN, whole, and the others
+    as if it were not there; its absmax is NaN, which double quantization cannot store and refuses.
+    Raises QuantizationError, UnknownNameError.
     """
     x = np.asarray(x)
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
@@ -107,20 +157,23 @@ def quantize(
         raise QuantizationError(f"an array of shape {x.shape} has no entry to quantize")
     if code != "int8" and code not in CODES:
         raise unknown_name("code", code, [*CODES, "int8"])
-    blocksize = _checked_blocksize(code, blocksize, x)
-    flat = np.ascontiguousarray(x, dtype=np.float32).ravel()
-    if nonfinite == "raise":
-        _refuse_nonfinite(x, flat)
-    elif nonfinite != "propagate":
+    if nonfinite not in ("raise", "propagate"):
         raise QuantizationError(f"nonfinite is 'raise' or 'propagate', not {nonfinite!r}")
-    if code == "int8":
-        packed, absmax = kernels.quantize_int8(flat, blocksize)
-    else:
-        packed, absmax = kernels.quantize_4bit(flat, CODES[code], blocksize)
-    if not double_quant:
+    nested = _checked_double_quant(double_quant)
+    blocksize = _checked_blocksize(code, blocksize, x)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+        flat = np.ascontiguousarray(x, dtype=np.float32).ravel()
+        if code == "int8":
+            packed, absmax = kernels.quantize_int8(flat, blocksize)
+        else:
+            packed, absmax = kernels.quantize_4bit(flat, CODES[code], blocksize)
+    spoilt = np.flatnonzero(~np.isfinite(absmax))
+    if spoilt.size and (nonfinite == "raise" or nested):
+        _refuse_nonfinite(x, flat, int(spoilt[0]) * blocksize, nested)
+    absmax[spoilt] = np.nan
+    if nested is None:
         return QuantizedArray(code, packed, x.shape, x.dtype, blocksize, absmax)
-    codes, absmax2, offset = double.compress(absmax)
-    return QuantizedArray(code, packed, x.shape, x.dtype, blocksize, absmax_codes=codes, absmax2=absmax2, offset=offset)
+    return QuantizedArray(code, packed, x.shape, x.dtype, blocksize, None, nested, *double.compress(absmax, nested))
 
 
 def dequantize(q: QuantizedArray, out: np.ndarray | None = None) -> np.ndarray:
@@ -134,11 +187,19 @@ def dequantize(q: QuantizedArray, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
+def _checked_double_quant(double_quant) -> str | None:
+    if isinstance(double_quant, bool):
+        return "dynamic" if double_quant else None
+    if double_quant in double.KINDS:
+        return double_quant
+    raise unknown_name("double_quant", double_quant, ["True", "False", *double.KINDS])
+
+
 def _checked_blocksize(code: str, blocksize, x: np.ndarray) -> int:
+    if isinstance(blocksize, str) and blocksize == "row":
+        return x.shape[-1] if x.ndim else 1
     if code == "int8" and blocksize is None:
         return x.size
-    if code == "int8" and blocksize == "row":
-        return x.shape[-1] if x.ndim else 1
     whole = isinstance(blocksize, (int, np.integer)) and not isinstance(blocksize, bool)
     if code == "int8":
         if whole and blocksize > 0:
@@ -146,13 +207,13 @@ def _checked_blocksize(code: str, blocksize, x: np.ndarray) -> int:
         raise QuantizationError(f"int8's blocksize is a positive integer, 'row' or None, not {blocksize!r}")
     if whole and 16 <= blocksize <= 4096 and blocksize & (blocksize - 1) == 0:
         return int(blocksize)
-    raise QuantizationError(f"{code}'s blocksize is a power of two from 16 to 4096, not {blocksize!r}")
+    raise QuantizationError(f"{code}'s blocksize is a power of two from 16 to 4096 or 'row', not {blocksize!r}")
 
 
-def _refuse_nonfinite(x: np.ndarray, flat: np.ndarray):
-    finite = np.isfinite(flat)
-    if finite.all():
-        return
-    index = tuple(int(i) for i in np.unravel_index(finite.argmin(), x.shape))
+def _refuse_nonfinite(x: np.ndarray, flat: np.ndarray, start: int, nested: str | None):
+    """Name the first entry of x that is not finite; flat[start] begins the block that holds it."""
+    first = start + int(np.isfinite(flat[start:]).argmin())
+    index = tuple(int(i) for i in np.unravel_index(first, x.shape))
     what = "which float32 cannot hold" if np.isfinite(x[index]) else "which would spoil its whole block"
-    raise QuantizationError(f"x{list(index)} is {x[index]}, {what}; repair it, or pass nonfinite='propagate'")
+    repair = "repair it" if nested else "repair it, or pass nonfinite='propagate'"
+    raise QuantizationError(f"x{list(index)} is {x[index]}, {what}; {repair}")

@@ -3,7 +3,7 @@
     CODES["nf4"]             # 16 float32 levels in [-1, 1]; the index is the stored code
     normal_float(3)          # the same recipe at 3 bits
     register_code("mine", levels)
-    DYNAMIC_MAP              # 256 float32 levels, the second level of double quantization
+    DYNAMIC_MAP, E4M3        # 256 float32 levels each: what 8 bits stand for, for the second level of quantization
 
 NF4 ("NormalFloat", QLoRA, arXiv:2305.14314, section 3) puts its levels at quantiles of the normal distribution, so
 that a normal weight falls into each with similar probability. Taken literally, the paper's equation 4 gives a symmetric
@@ -89,6 +89,18 @@ def dynamic_map() -> np.ndarray:
     return np.sort(np.concatenate([-positive, positive, np.array([0, 1], f32)]))
 
 
+def e4m3() -> np.ndarray:
+    """FP8 E4M3 divided by its largest number, 448; float32, the index is the bit pattern (OCP OFP8, arXiv:2209.05433).
+
+    A sign, four bits of exponent (bias 7) and three of fraction; exponent 0 is subnormal. All bits set but the sign is
+    NaN, so that 254 levels remain, two of them zeros.
+    """
+    exponent, fraction = np.arange(128) >> 3, np.arange(128) & 7
+    value = np.where(exponent > 0, (8 + fraction) * 2.0 ** (exponent - 10), fraction * 2.0**-9)
+    value[127] = np.nan
+    return np.concatenate([value, -value]).astype(f32) / f32(448)
+
+
 CODES: dict[str, np.ndarray] = {
     "nf4": normal_float(4),
     "fp4": _signed([0, 0.0625, 8, 12, 4, 6, 2, 3]),  # bitsandbytes' own 4-bit float; it is not E2M1
@@ -96,6 +108,6 @@ CODES: dict[str, np.ndarray] = {
     "int4": np.arange(-7, 8, dtype=f32) / f32(7),
     "linear16": np.linspace(-1, 1, 16, dtype=f32),  # the even grid that some explanations call NF4; it has no zero
 }
-DYNAMIC_MAP = dynamic_map()
-for _levels in (*CODES.values(), DYNAMIC_MAP):
+DYNAMIC_MAP, E4M3 = dynamic_map(), e4m3()
+for _levels in (*CODES.values(), DYNAMIC_MAP, E4M3):
     _levels.flags.writeable = False  # shared by every array that is quantized with them
