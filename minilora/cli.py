@@ -142,7 +142,7 @@ def _train(args):
 
     training = {
         "max_steps": config.max_steps, "per_device_train_batch_size": config.micro_batch_size,
-        "learning_rate": config.learning_rate, "lr_scheduler_type": config.lr_scheduler,
+        "optim": config.optimizer, "learning_rate": config.learning_rate, "lr_scheduler_type": config.lr_scheduler,
         "warmup_steps": config.warmup_steps, "weight_decay": config.weight_decay, "adam_beta2": config.adam_beta2,
         "seed": config.seed, "save_steps": 200, "overwrite_output_dir": args.overwrite,
     }  # fmt: skip

@@ -34,6 +34,7 @@ class RunConfig(BaseModel):
     micro_batch_size: int = Field(32, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
     max_steps: int = Field(100, gt=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "warmup_stable_decay"] = "linear"
     warmup_steps: int = Field(0, ge=0)

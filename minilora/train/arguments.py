@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from minilora.errors import ConfigError
+from minilora.errors import ConfigError, unknown_name
 from minilora.train.schedule import learning_rate_factor
 
+OPTIMIZERS = ("adamw", "muon")
 _COUNTS = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
            "eval_steps", "save_steps")  # fmt: skip
 _RANGES = {  # field -> whether a number will do, and in words
@@ -34,6 +35,7 @@ class TrainingArguments:
     num_train_epochs: float | None = None
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
+    optim: str = "adamw"  # or "muon", for training from nothing
     learning_rate: float = 1e-3
     lr_scheduler_type: str = "linear"
     warmup_steps: int = 0
@@ -67,6 +69,8 @@ class TrainingArguments:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and math.isfinite(value) and fits(value)):
                 raise ConfigError(f"{name} must be {words}, not {value!r}")
+        if self.optim not in OPTIMIZERS:
+            raise unknown_name("optim", self.optim, OPTIMIZERS)
         learning_rate_factor(self.lr_scheduler_type, 0, 1)
 
     def steps(self, batches_per_epoch: int | None) -> int:

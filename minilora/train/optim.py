@@ -64,13 +64,16 @@ class AdamW:
                 continue
             if not p.data.flags.c_contiguous:  # reshape would copy it, and the update would be lost
                 p.data = p.data.copy(order="C")
-            work = np.empty(min(p.size, _CHUNK), m.dtype)
             decay = 1 - self.lr * self.weight_decay if p.ndim >= 2 else 1.0
-            theta, g = p.data.reshape(-1), p.grad.reshape(-1).astype(m.dtype, copy=False)
-            for start in range(0, p.size, _CHUNK):
-                part = slice(start, start + _CHUNK)
-                self._update(theta[part], g[part], m[part], v[part], work, rate, correction, decay)
+            self._update_parameter(p, m, v, rate, correction, decay)
             p.mark_changed()
+
+    def _update_parameter(self, p, m, v, rate, correction, decay):
+        work = np.empty(min(p.size, _CHUNK), m.dtype)
+        theta, g = p.data.reshape(-1), p.grad.reshape(-1).astype(m.dtype, copy=False)
+        for start in range(0, p.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self._update(theta[part], g[part], m[part], v[part], work, rate, correction, decay)
 
     def _update(self, theta, g, m, v, work, rate, correction, decay):
         (b1, b2), t = self.betas, work[: g.size]

@@ -72,8 +72,9 @@ def run(
     before = evaluate(model, test, batch_size, collator)
     shown = [(e.prompt, e.response, _answer(model, tokenizer, e.prompt)) for e in held_out[:2]]
     args = TrainingArguments(
-        output_dir=config.output_dir, max_steps=config.max_steps, learning_rate=config.learning_rate,
-        per_device_train_batch_size=config.micro_batch_size, lr_scheduler_type=config.lr_scheduler,
+        output_dir=config.output_dir, max_steps=config.max_steps, optim=config.optimizer,
+        learning_rate=config.learning_rate, per_device_train_batch_size=config.micro_batch_size,
+        lr_scheduler_type=config.lr_scheduler,
         gradient_accumulation_steps=config.gradient_accumulation_steps, warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay, adam_beta2=config.adam_beta2, max_grad_norm=config.max_grad_norm,
         eval_steps=config.eval_steps, per_device_eval_batch_size=batch_size, seed=config.seed,

@@ -23,6 +23,7 @@ from minilora.data.collate import IGNORE, Batches
 from minilora.errors import ConfigError, MiniloraError, TrainingError
 from minilora.train.arguments import TrainingArguments
 from minilora.train.evaluate import evaluate
+from minilora.train.muon import Muon
 from minilora.train.optim import AdamW, clip_grad_norm
 from minilora.train.schedule import learning_rate_factor
 
@@ -59,10 +60,11 @@ class Trainer:
         self.warmup = args.warmup_steps or math.ceil(args.warmup_ratio * self.max_steps)
         self.progress = progress or (lambda entry: None)
         self.save = save or model.save_pretrained
-        self.optimizer = AdamW(
-            model.parameters(), args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon,
-            args.weight_decay,
-        )  # fmt: skip
+        settings = args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay
+        if args.optim == "muon":
+            self.optimizer = Muon(model.named_parameters(), *settings)
+        else:
+            self.optimizer = AdamW(model.parameters(), *settings)
         trained = [name for name, p in model.named_parameters() if p.requires_grad]  # in the optimizer's order
         self._lora_B = [i for i, name in enumerate(trained) if ".lora_B." in name]
         self._good: tuple[int, list[np.ndarray]] = (0, [])  # updates made, and the weights that gave the last good loss

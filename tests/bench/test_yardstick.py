@@ -12,3 +12,10 @@ def test_the_yardstick_computes_what_the_model_does(monkeypatch, lora):
     monkeypatch.setattr(train, "VOCAB", 32)
     monkeypatch.setattr(train, "HEADS", 2)
     assert np.isfinite(train.training_ratio(16, 2, lora))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_training_step_costs_what_straight_line_numpy_costs(lora):
+    """The engine, its checks and its closures add at most an eighth to the step written out by hand."""
+    assert train.training_ratio(256, 6, lora) < 1.12
