@@ -23,7 +23,7 @@ from minilora.errors import GraphError, ShapeError
 
 _grad_enabled = True
 _live_nodes: "weakref.WeakSet[Node]" = weakref.WeakSet()
-_locks: dict[int, list] = {}  # id(array) -> [array, number of nodes that captured it]
+_locks: dict[int, list] = {}  # id(owner) -> [owner of memory, captures of it and its views, arrays made read-only]
 
 
 class Node:
@@ -50,26 +50,30 @@ class Node:
                         yield item
 
     def lock(self, arrays: list[np.ndarray]):
-        """Make captured arrays read-only until this node is freed, so that changing one in place raises."""
+        """Make captured arrays, and what they are views of, read-only until no node holds them any more, so that
+        changing one in place raises."""
         for array in arrays:
-            lock = _locks.get(id(array))
-            if lock is None and not array.flags.writeable:
-                continue  # read-only before us, and so it stays
-            if lock is None:
-                _locks[id(array)] = lock = [array, 0]
-                array.flags.writeable = False
+            memory = owner(array)
+            lock = _locks.setdefault(id(memory), [memory, 0, []])
             lock[1] += 1
-            self.locked.append(array)
+            self.locked.append(memory)
+            if not memory.flags.writeable and not lock[2]:
+                continue  # read-only before us, and so it stays
+            for a in (memory, array):  # the owner first: NumPy makes no view writeable before it
+                if a.flags.writeable:
+                    a.flags.writeable = False
+                    lock[2].append(a)
 
     def free(self):
         """Drop the closures and unlock what they had captured."""
         self.parents, self.guards, self.freed = (), (), True
-        for array in self.locked:
-            lock = _locks[id(array)]
+        for memory in self.locked:
+            lock = _locks[id(memory)]
             lock[1] -= 1
             if not lock[1]:
-                del _locks[id(array)]
-                array.flags.writeable = True
+                del _locks[id(memory)]
+                for array in lock[2]:
+                    array.flags.writeable = True
         self.locked = []
 
     def __del__(self):

@@ -96,6 +96,40 @@ def test_a_captured_array_cannot_be_changed_in_place():
     x.data[0] = 5  # afterwards it can
 
 
+def test_what_a_captured_view_looks_at_cannot_be_changed_in_place():
+    b = Tensor(np.ones((4, 5), np.float32), requires_grad=True)
+    v = b.T
+    y = (v * v).sum()
+    with pytest.raises(ValueError, match="read-only"):
+        b.data[0, 0] = 7
+    y.backward()
+    b.data[0, 0] = 7
+    v.data[1, 1] = 7
+
+
+@pytest.mark.parametrize("first", ["view", "base"])
+@pytest.mark.parametrize("view_first", [True, False])
+def test_views_and_their_base_may_be_captured_and_freed_in_any_order(first, view_first):
+    b = Tensor(np.ones((4, 5), np.float32), requires_grad=True)
+    v = b.T
+    makers = {"view": lambda: (v * v).sum(), "base": lambda: (b * b).sum()}
+    losses = {name: makers[name]() for name in (("view", "base") if view_first else ("base", "view"))}
+    losses.pop(first).backward()
+    with pytest.raises(ValueError, match="read-only"):
+        b.data[0, 0] = 7  # the other graph still holds it
+    losses.popitem()[1].backward()
+    assert b.data.flags.writeable and v.data.flags.writeable
+
+
+def test_an_array_that_was_read_only_stays_so():
+    a = np.ones(3, np.float32)
+    view = a[:]
+    a.flags.writeable = False
+    x = Tensor(view, requires_grad=True)
+    (x * x).sum().backward()
+    assert not a.flags.writeable and view.flags.writeable
+
+
 def test_a_captured_result_cannot_be_changed_in_place():
     y = ops.exp(leaf(1.0))
     with pytest.raises(ValueError, match="read-only"):
