@@ -1,15 +1,19 @@
-"""Models in other projects' files: LLaMA-family GGUF files and Hugging Face folders to a CausalLM, and folders back."""
+"""Models in other projects' files: GGUF files of the LLaMA family, Hugging Face folders of every family, and back."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from minilora.errors import ConfigError, FileFormatError
 from minilora.files import atomic_write, load_safetensors, save_safetensors
+from minilora.models.families import family_of, find_family
 from minilora.models.gguf import read_gguf
 from minilora.models.tokenizer import Tokenizer
-from minilora.nn import CausalLM, TransformerConfig
+from minilora.nn import BertModel, CausalLM, Linear, Module, TransformerConfig
+from minilora.nn.language_model import ModelConfig
+from minilora.nn.layers import Conv1D
 
 _GGUF_NAMES = {  # Hugging Face's name of a layer's tensor -> GGUF's
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -33,8 +37,9 @@ def load_gguf(path) -> tuple[CausalLM, Tokenizer]:
     if architecture != "llama":
         raise FileFormatError(f"{path} holds a model of architecture {architecture!r}; 'llama' can be read")
     heads = field("llama.attention.head_count")
-    config = _config(
+    config = _checked(
         path,
+        TransformerConfig,
         vocab_size=len(metadata.get("tokenizer.ggml.tokens") or []),
         hidden_size=field("llama.embedding_length"),
         intermediate_size=field("llama.feed_forward_length"),
@@ -69,7 +74,7 @@ def load_gguf(path) -> tuple[CausalLM, Tokenizer]:
         return _half_split(array, rows) if rows else array
 
     available = 2 * Path(path).stat().st_size  # a byte holds two weights at most
-    return _build(path, config, read, available), _gguf_tokenizer(path, metadata)
+    return _build(path, CausalLM, config, read, available), _gguf_tokenizer(path, metadata)
 
 
 def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -78,23 +83,26 @@ def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, d_out // heads // 2, 2, d_in).swapaxes(1, 2).reshape(d_out, d_in)
 
 
-def _config(path, **fields) -> TransformerConfig:
-    if fields["vocab_size"] < 1:
-        raise FileFormatError(f"{path} has no vocabulary")
+def _checked(path, make: Callable, *args, **fields):
+    """What `make` makes of a file's fields, none of which can be trusted."""
     try:
-        return TransformerConfig(**fields)
-    except (ConfigError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise FileFormatError(f"{path} describes an impossible model: {error}") from error
+        return make(*args, **fields)
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise FileFormatError(f"{path} describes a model that cannot be built: {error}") from error
 
 
-def _build(path, config: TransformerConfig, read, available: int) -> CausalLM:
+def _build(path, kind: type[Module], config: ModelConfig, read, available: int) -> Module:
     """Fill a model parameter by parameter: read(name, shape) -> array. available: weights that the file can hold."""
-    d, hd = config.hidden_size, config.head_dim
-    layer = 2 * d * hd * (config.num_attention_heads + config.num_key_value_heads) + 3 * d * config.intermediate_size
+    d, heads = config.hidden_size, config.num_attention_heads
+    kv_heads, hd = getattr(config, "num_key_value_heads", heads), getattr(config, "head_dim", d // heads)
+    layer = 2 * d * hd * (heads + kv_heads) + 2 * d * config.intermediate_size
     wanted = config.num_hidden_layers * layer + config.vocab_size * d
     if wanted > available:  # before anything is allocated
         raise FileFormatError(f"{path} describes an impossible model: {wanted} weights, of which it holds {available}")
-    model = CausalLM(config, seed=None)
+    try:
+        model = kind(config, seed=None)
+    except (MemoryError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} describes an impossible model: {error}") from error
     for name, p in model.named_parameters():
         p.data = np.ascontiguousarray(read(name, p.shape), np.float32)
     return model.eval()
@@ -130,39 +138,19 @@ def _gguf_tokenizer(path, metadata: dict) -> Tokenizer:
     return Tokenizer(backend, eos, bos, template)
 
 
-def load_folder(path) -> tuple[CausalLM, Tokenizer | None]:
-    """A Hugging Face LLaMA folder: config.json, model.safetensors (or its shards), tokenizer.json if there is one."""
+def load_folder(path) -> tuple[Module, Tokenizer | None]:
+    """A Hugging Face folder of a family that we have: config.json, model.safetensors (or its shards), tokenizer.json if
+    there is one. Raises FileFormatError."""
     path = Path(path)
     try:
         fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path} is not a model folder: config.json cannot be read ({error})") from error
-    kind = fields.get("model_type", "llama") if isinstance(fields, dict) else None
-    if kind != "llama":
-        raise FileFormatError(f"{path}: model_type {kind!r}; 'llama' can be read")
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    missing = [name for name in names if name not in fields]
-    if missing:
-        raise FileFormatError(f"{path}/config.json lacks {', '.join(missing)}")
-    rope = (fields.get("rope_parameters") or {}) | (fields.get("rope_scaling") or {})
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise FileFormatError(f"{path}: rotary scaling {rope} is not implemented")
-    if fields.get("hidden_act", "silu") != "silu" or fields.get("mlp_bias"):
-        raise FileFormatError(f"{path}: hidden_act {fields.get('hidden_act')!r} or mlp_bias is not implemented")
-    config = _config(
-        path,
-        **{name: fields[name] for name in names},
-        num_key_value_heads=fields.get("num_key_value_heads"),
-        head_dim=fields.get("head_dim"),
-        max_position_embeddings=fields.get("max_position_embeddings", 2048),
-        norm_eps=fields.get("rms_norm_eps", 1e-5),
-        rope_theta=fields.get("rope_theta") or rope.get("rope_theta", 10000.0),
-        tie_word_embeddings=fields.get("tie_word_embeddings", "model_type" not in fields),
-        bias=fields.get("attention_bias", False),
-    )
-    arrays = _read_shards(path)
-    if config.tie_word_embeddings:
-        arrays.pop("lm_head.weight", None)
+    if not isinstance(fields, dict):
+        raise FileFormatError(f"{path} is not a model folder: config.json is not a JSON object")
+    family = _checked(path, find_family, fields)
+    config = _checked(path, family.read, fields)
+    arrays = _checked(path, family.tensors, _read_shards(path), config)
 
     def read(name: str, shape):
         if name not in arrays:
@@ -171,13 +159,14 @@ def load_folder(path) -> tuple[CausalLM, Tokenizer | None]:
             raise FileFormatError(f"{path}: {name!r} has shape {arrays[name].shape}; config.json asks for {shape}")
         return arrays.pop(name)
 
-    model = _build(path, config, read, 64 * sum(a.size for a in arrays.values()))
+    model = _build(path, family.model, config, read, 64 * sum(a.size for a in arrays.values()))
     if arrays:
         raise FileFormatError(f"{path} has {len(arrays)} tensors that the model lacks, the first {min(arrays)!r}")
     file = path / "tokenizer.json"
     if not file.exists():
         return model, None
-    return model, Tokenizer.from_file(file, **_special_tokens(path))
+    bert = {"eos_token": "[SEP]", "bos_token": "[CLS]"} if isinstance(model, BertModel) else None
+    return model, Tokenizer.from_file(file, **(bert or _special_tokens(path)))
 
 
 def _special_tokens(path: Path) -> dict[str, str | None]:
@@ -205,17 +194,34 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def save_folder(model: CausalLM, tokenizer: Tokenizer | None, folder, dtype=np.float32):
-    """Write a float LLaMA-style model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json."""
-    c, folder = model.config, Path(folder)
-    if model.quantized() or (c.norm, c.activation, c.positions) != ("rmsnorm", "swiglu", "rotary"):
-        raise FileFormatError("only a float model with RMSNorm, SwiGLU and rotary positions has a LLaMA file format")
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta",
-            "tie_word_embeddings")  # fmt: skip
-    fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-    fields |= {name: getattr(c, name) for name in same} | {"rms_norm_eps": c.norm_eps, "attention_bias": c.bias}
-    arrays = {name: array.astype(dtype) for name, array in model.state_dict().items()}
+def _weights(model: Module, plain: Module) -> dict[str, np.ndarray]:
+    """The model's arrays under the names and in the shapes of `plain`, a fresh model of its configuration."""
+    arrays, modules = model.state_dict(), dict(model.named_modules())
+    for path, layer in plain.named_modules():
+        if isinstance(layer, Conv1D) and isinstance(modules.get(path), Linear):  # merged after it was quantized
+            arrays[f"{path}.weight"] = arrays[f"{path}.weight"].T
+    if differing := arrays.keys() ^ plain.state_dict().keys():
+        raise FileFormatError(
+            f"{len(differing)} tensors are not in both the model and its family's files, the first {min(differing)!r}; "
+            "has it adapters still? merge_and_unload() them first"
+        )
+    return arrays
+
+
+def save_folder(model: Module, tokenizer: Tokenizer | None, folder, dtype=np.float32):
+    """Write a float model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json. Raises
+    FileFormatError where the family's files cannot hold it, as a quantized model or GPT-2 with RMSNorm."""
+    if model.quantized():
+        raise FileFormatError("only a float model has a Hugging Face file format; this one is quantized")
+    try:
+        kind, family = family_of(model)
+    except ConfigError as error:
+        raise FileFormatError(str(error)) from error
+    folder = Path(folder)
+    fields = {"architectures": [family.architecture], "model_type": kind} | family.write(model.config)
+    for name in ("bos_token_id", "eos_token_id"):
+        fields[name] = getattr(tokenizer, name, None)
+    arrays = {name: array.astype(dtype) for name, array in _weights(model, family.model(model.config, None)).items()}
     save_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
     if tokenizer is not None:
         tokens = {"eos_token": tokenizer.token(tokenizer.eos_token_id)}

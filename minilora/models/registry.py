@@ -2,6 +2,7 @@
 
 model, tokenizer = load_model("embedded")          # our own small base, shipped with the package
 model, tokenizer = load_model("smollm2-135m")      # after `minilora fetch smollm2-135m`
+encoder, tokenizer = load_model("minilm-l6")       # a sentence encoder, for models.embed.encode
 model, tokenizer = load_model("path/to/model.gguf")   # or a Hugging Face folder; tokenizer None where it has none
 """
 
@@ -10,19 +11,19 @@ from pathlib import Path
 from minilora.errors import FileFormatError, unknown_name
 from minilora.models import checkpoint, fetch
 from minilora.models.tokenizer import Tokenizer
-from minilora.nn import CausalLM
+from minilora.nn import Module
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
-def load_model(name_or_path) -> tuple[CausalLM, Tokenizer | None]:
-    """A float32 CausalLM in eval mode and its tokenizer. Raises UnknownNameError, FileFormatError, FetchError."""
+def load_model(name_or_path) -> tuple[Module, Tokenizer | None]:
+    """A float32 model in eval mode, and its tokenizer: a BertModel where a folder's config.json says "bert", else a
+    language model. Raises UnknownNameError, FileFormatError, FetchError.
+    """
     name = str(name_or_path)
     if name == "embedded":
         return checkpoint.load_folder(EMBEDDED)
-    if name in fetch.PACKAGES:
-        return checkpoint.load_gguf(fetch.cached(name))
-    path = Path(name_or_path)
+    path = fetch.cached(name) if name in fetch.PACKAGES else Path(name_or_path)
     if path.is_dir():
         return checkpoint.load_folder(path)
     if path.is_file():

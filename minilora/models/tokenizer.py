@@ -1,4 +1,4 @@
-"""Byte-level BPE through the `tokenizers` library: ours for the embedded model, and those of others' files.
+"""Tokens through the `tokenizers` library: our byte-level BPE for the embedded model, and what others' files hold.
 
 tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.decode(tokenizer.encode("def f(x):")) == "def f(x):"
@@ -33,6 +33,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise FileFormatError(f"{path} is not a readable tokenizer.json: {error}") from error
+        backend.no_truncation()  # a file may ask to cut and pad texts, as MiniLM's does; batches are made elsewhere
+        backend.no_padding()
         for token in (eos_token, bos_token):
             if token is not None and backend.token_to_id(token) is None:
                 raise FileFormatError(f"{path} has no token {token!r} to begin or end a text with")

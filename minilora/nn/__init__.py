@@ -1,11 +1,17 @@
-"""Modules: layers, attention, a transformer, and its quantization."""
+"""Modules: layers, attention, decoders, an encoder, an encoder-decoder, and their quantization."""
 
-from minilora.nn.layers import Embedding, LayerNorm, Linear, QuantizedLinear, RMSNorm
+from minilora.nn.bloom import Bloom
+from minilora.nn.encoder import BertModel, EncoderConfig
+from minilora.nn.gpt2 import GPT2, GPTBigCode
+from minilora.nn.language_model import LanguageModel, ModelConfig
+from minilora.nn.layers import Conv1D, Embedding, LayerNorm, Linear, QuantizedLinear, RMSNorm
 from minilora.nn.module import Module, Parameter
 from minilora.nn.quantize import quantize_model
+from minilora.nn.seq2seq import Seq2Seq, Seq2SeqConfig
 from minilora.nn.transformer import CausalLM, TransformerConfig
 
 __all__ = [
-    "CausalLM", "Embedding", "LayerNorm", "Linear", "Module", "Parameter", "QuantizedLinear", "RMSNorm",
-    "TransformerConfig", "quantize_model",
+    "GPT2", "BertModel", "Bloom", "CausalLM", "Conv1D", "Embedding", "EncoderConfig", "GPTBigCode", "LanguageModel",
+    "LayerNorm", "Linear", "ModelConfig", "Module", "Parameter", "QuantizedLinear", "RMSNorm", "Seq2Seq",
+    "Seq2SeqConfig", "TransformerConfig", "quantize_model",
 ]  # fmt: skip

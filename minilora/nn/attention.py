@@ -1,21 +1,11 @@
 """Self-attention with grouped key/value heads, rotary positions and a key/value cache."""
 
-import functools
-
 import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
 from minilora.nn.layers import Linear
 from minilora.nn.module import Module
-
-
-@functools.lru_cache(maxsize=8)
-def rotary_table(length: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin (length, head_dim/2) of position · theta^(-2i/head_dim), float32."""
-    inverse = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = np.arange(length)[:, None] * inverse
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 class KVCache:
@@ -40,10 +30,12 @@ class Attention(Module):
     def __init__(self, config, layer: int, rng):
         d, hd, self.layer = config.hidden_size, config.head_dim, layer
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = Linear(d, self.heads * hd, config.bias, rng, config.init_std(d))
-        self.k_proj = Linear(d, self.kv_heads * hd, config.bias, rng, config.init_std(d))
-        self.v_proj = Linear(d, self.kv_heads * hd, config.bias, rng, config.init_std(d))
-        self.o_proj = Linear(self.heads * hd, d, config.bias, rng, config.init_std(self.heads * hd, residual=True))
+        bias = bool(config.bias)
+        self.q_proj = Linear(d, self.heads * hd, bias, rng, config.init_std(d))
+        self.k_proj = Linear(d, self.kv_heads * hd, bias, rng, config.init_std(d))
+        self.v_proj = Linear(d, self.kv_heads * hd, bias, rng, config.init_std(d))
+        residual = config.init_std(self.heads * hd, residual=True)
+        self.o_proj = Linear(self.heads * hd, d, bias and config.bias != "qkv", rng, residual)
 
     def forward(self, x: Tensor, rotary, cache: KVCache | None) -> Tensor:
         q = ops.split_heads(self.q_proj(x), self.heads)  # (B, H, T, hd)

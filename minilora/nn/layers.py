@@ -1,4 +1,7 @@
-"""Layers: Linear, QuantizedLinear, Embedding, RMSNorm, LayerNorm. Weights are W (d_out, d_in): y = x Wᵀ + b."""
+"""Layers: Linear, Conv1D, QuantizedLinear, Embedding, RMSNorm, LayerNorm. Weights are W (d_out, d_in): y = x Wᵀ + b.
+
+Conv1D's alone is stored transposed, (d_in, d_out).
+"""
 
 import numpy as np
 
@@ -25,6 +28,28 @@ class Linear(Module):
         return ops.linear(x, self.weight, self.bias)
 
 
+class Conv1D(Module):
+    """GPT-2's linear layer: y = x W + b with W (d_in, d_out), the transpose of Linear's, and always a bias.
+
+    (A convolution of width 1 in OpenAI's code, whence the name.) shape is (d_out, d_in), as every other layer's.
+    """
+
+    def __init__(self, d_in: int, d_out: int, rng: np.random.Generator | None = None, std=None):
+        """Normal initial weights of standard deviation std (1/√d_in unless given), or zeros without an rng."""
+        weight = np.zeros((d_in, d_out), np.float32)
+        if rng is not None:
+            weight = rng.standard_normal((d_in, d_out), np.float32) * np.float32(std or d_in**-0.5)
+        self.weight, self.bias = Parameter(weight), Parameter(np.zeros(d_out, np.float32))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        d_in, d_out = self.weight.shape
+        return d_out, d_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight.T, self.bias)
+
+
 class QuantizedLinear(Module):
     """A frozen Linear that holds only codes and constants; no float copy of its weight is kept."""
 
@@ -32,8 +57,9 @@ class QuantizedLinear(Module):
         self.quantized_weight, self.bias = quantized_weight, bias
 
     @classmethod
-    def from_linear(cls, layer: Linear, code="nf4", blocksize=64, double_quant=True) -> "QuantizedLinear":
-        return cls(quantize(layer.weight.data, code, blocksize, double_quant), layer.bias)
+    def from_linear(cls, layer: Linear | Conv1D, code="nf4", blocksize=64, double_quant=True) -> "QuantizedLinear":
+        weight = layer.weight.data.T if isinstance(layer, Conv1D) else layer.weight.data  # (d_out, d_in)
+        return cls(quantize(weight, code, blocksize, double_quant), layer.bias)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -4,14 +4,15 @@ quantize_model(model, "nf4", double_quant=True)      # in place; the float weigh
 """
 
 from minilora.errors import QuantizationError
-from minilora.nn.layers import Linear, QuantizedLinear
+from minilora.nn.layers import Conv1D, Linear, QuantizedLinear
 from minilora.nn.module import Module
 
 
 def quantize_model(
     model: Module, code: str = "nf4", blocksize: int | str | None = 64, double_quant: bool = True, skip=("lm_head",)
 ) -> Module:
-    """Quantize every Linear except those whose name ends in one of `skip`, as bitsandbytes' integration does.
+    """Quantize every Linear except those whose name ends in one of `skip`, as bitsandbytes' integration does, and every
+    Conv1D, which becomes the QuantizedLinear of its transposed weight.
 
     The head, the embeddings and the norms stay float. In place; returns the model. Raises QuantizationError where
     there is no Linear left to quantize.
@@ -19,7 +20,7 @@ def quantize_model(
     layers = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, Linear) and path.rpartition(".")[2] not in skip
+        if isinstance(module, (Linear, Conv1D)) and path.rpartition(".")[2] not in skip
     }
     if not layers:
         raise QuantizationError("no Linear layer to quantize; was the model quantized before?")

@@ -102,28 +102,42 @@ def rope(x, cos, sin):
 
 
 @primitive
-def attention(q, k, v):
-    """Causal attention softmax(q kᵀ / √hd) v, each of K key/value heads serving H / K query heads (arXiv:2305.13245).
+def attention(q, k, v, *, causal=True, mask=None, bias=None):
+    """Attention softmax(q kᵀ / √hd + bias) v, each of K key/value heads serving H / K query heads (arXiv:2305.13245).
 
-    q (B, H, T, hd), k and v (B, K, S, hd) with S >= T: the queries are the last T of S positions; (B, H, T, hd).
+    q (B, H, T, hd), k and v (B, K, S, hd); (B, H, T, hd). causal: the queries are the last T of S >= T positions, and
+    each sees the keys up to its own position; otherwise it sees all S. mask: booleans (B, S), False where a key is
+    padding, which no query sees; every query must be left with a key to see. bias: constants added to the scores, of a
+    shape that broadcasts to (H, T, S).
     """
     B, H, T, hd = q.shape
     K, S = k.shape[1:3]
     if H % K:
         raise ValueError(f"{H} query heads cannot be shared evenly by {K} key/value heads")
-    if S < T:
+    if causal and S < T:
         raise ValueError(f"{T} queries but only {S} keys")
+    if mask is not None:
+        if mask.shape != (B, S) or mask.dtype != bool:
+            raise ValueError(f"the mask is {mask.dtype}{list(mask.shape)}, where bool{[B, S]} is needed")
+        seen = mask[:, : S - T + 1] if causal else mask  # by the first query, which sees the fewest keys
+        if not seen.any(1).all():
+            raise ValueError(f"the mask of sequence {seen.any(1).argmin()} leaves a query without a key to see")
+        padding = np.where(mask, 0, -np.inf).astype(q.real.dtype)[:, None, None]  # (B, 1, 1, S)
     G, scale = H // K, hd**-0.5
     group = (B, K, G * T, hd)  # a group's queries stacked, so that each product is one matrix product per KV head
     p = np.empty((B, K, G * T, S), np.result_type(q, k))  # in C order, as what is below works on views of it
     np.matmul(q.reshape(group) * scale, k.mT, out=p)
-    mask = np.triu(np.full((T, S), -np.inf, q.real.dtype), 1 + S - T)  # query t sees keys up to S - T + t
+    future = np.triu(np.full((T, S), -np.inf, q.real.dtype), 1 + S - T)  # query t sees keys up to S - T + t
     sequences = p.reshape(B, K * G, T, S)
     together = max(1, _CACHED // max(1, K * G * T * S))
     for start in range(0, B, together):  # as many sequences as stay in the cache
         rows = sequences[start : start + together]
-        if T > 1:
-            rows += mask
+        if causal and T > 1:
+            rows += future
+        if bias is not None:
+            rows += bias
+        if mask is not None:
+            rows += padding[start : start + together]
         rows -= rows.max(-1, keepdims=True)
         np.exp(rows, out=rows)
         rows *= 1 / (rows @ np.ones((S, 1), q.dtype))

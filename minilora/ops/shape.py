@@ -27,10 +27,15 @@ def broadcast_to(x, shape):
 def getitem(x, index):
     """x[index], basic or advanced; entries taken several times add their gradients."""
     shape, dtype = x.shape, x.dtype
+    parts = index if isinstance(index, tuple) else (index,)
+    once = all(isinstance(i, (int, slice, type(None), type(...))) for i in parts)  # no entry is taken twice
 
     def dx(g):
         d = np.zeros(shape, dtype)
-        np.add.at(d, index, g)
+        if once:
+            d[index] = g
+        else:
+            np.add.at(d, index, g)
         return d
 
     return np.asarray(x[index]), (dx, None)

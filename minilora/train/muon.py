@@ -1,6 +1,6 @@
 """Muon: momentum whose singular values are all made one; for the matrices of a network trained from nothing.
 
-    Muon(model.named_parameters(), lr=4e-3)
+    Muon(model.parameters(), hidden_matrices(model), lr=6e-3)
 
 M ← μM + G;  W ← (1 - ηλ)W - 0.2 η √max(d_out, d_in) · U Vᵀ  where  G + μM = U Σ Vᵀ  (Jordan, "Muon", 2024).
 
@@ -13,6 +13,7 @@ The factor 0.2 √max(d_out, d_in) gives the update the size of AdamW's, so that
 import numpy as np
 
 from minilora.autograd import Tensor
+from minilora.nn import Conv1D, Embedding, Linear, Module
 from minilora.train.optim import AdamW
 
 MOMENTUM = 0.95
@@ -29,13 +30,23 @@ def orthogonalize(G: np.ndarray, steps: int = 5) -> np.ndarray:
     return X.T if G.shape[0] > G.shape[1] else X
 
 
-class Muon(AdamW):
-    """named_parameters: pairs (name, Tensor); those that require a gradient are updated in place by step()."""
+def hidden_matrices(model: Module) -> list[Tensor]:
+    """The weights of linear layers, but those of the head and of what shares its weight with an embedding."""
+    modules = dict(model.named_modules())
+    tables = {id(m.weight) for m in modules.values() if isinstance(m, Embedding)}
+    return [
+        m.weight
+        for path, m in modules.items()
+        if isinstance(m, (Linear, Conv1D)) and path.rpartition(".")[2] != "lm_head" and id(m.weight) not in tables
+    ]
 
-    def __init__(self, named_parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
-        named = list(named_parameters)
-        super().__init__([p for _, p in named], lr, betas, eps, weight_decay)
-        self.matrices = {id(p) for name, p in named if p.ndim == 2 and "embed" not in name and "lm_head" not in name}
+
+class Muon(AdamW):
+    """Updates `params` (those that have a gradient) in place, those among `matrices` as above, the others as AdamW."""
+
+    def __init__(self, params, matrices, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__(params, lr, betas, eps, weight_decay)
+        self.matrices = {id(p) for p in matrices}
 
     def _update_parameter(self, p: Tensor, m, v, rate, correction, decay):
         if id(p) not in self.matrices:

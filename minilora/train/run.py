@@ -16,7 +16,7 @@ from minilora.lora import LoraConfig, get_peft_model
 from minilora.models.checkpoint import save_folder
 from minilora.models.generate import generate
 from minilora.models.registry import load_model
-from minilora.nn import CausalLM, quantize_model
+from minilora.nn import quantize_model
 from minilora.train.evaluate import evaluate
 from minilora.train.trainer import Trainer, TrainingArguments, TrainOutput, prepare_output_dir
 
@@ -50,7 +50,7 @@ def run(
     say(f"loading {config.base_model}")
     model, tokenizer = load_model(config.base_model)
     if config.random_init:
-        model = CausalLM(model.config, seed=config.seed)
+        model = type(model)(model.config, seed=config.seed)
     float_bytes = model.memory_footprint()
     task = load_task(config.task)
     train = encode(tokenizer, task.train, config.sequence_len)

@@ -23,7 +23,7 @@ from minilora.data.collate import IGNORE, Batches
 from minilora.errors import ConfigError, MiniloraError, TrainingError
 from minilora.train.arguments import TrainingArguments
 from minilora.train.evaluate import evaluate
-from minilora.train.muon import Muon
+from minilora.train.muon import Muon, hidden_matrices
 from minilora.train.optim import AdamW, clip_grad_norm
 from minilora.train.schedule import learning_rate_factor
 
@@ -62,7 +62,7 @@ class Trainer:
         self.save = save or model.save_pretrained
         settings = args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay
         if args.optim == "muon":
-            self.optimizer = Muon(model.named_parameters(), *settings)
+            self.optimizer = Muon(model.parameters(), hidden_matrices(model), *settings)
         else:
             self.optimizer = AdamW(model.parameters(), *settings)
         trained = [name for name, p in model.named_parameters() if p.requires_grad]  # in the optimizer's order

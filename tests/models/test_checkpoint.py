@@ -54,12 +54,12 @@ def test_save_and_load_a_folder(tmp_path, rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2'; 'llama' can be read"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not implemented; llama, mistral, qwen2, gpt2"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"num_hidden_layers": 3}, "lacks tensor"),
         ({"num_hidden_layers": 1}, "the model lacks"),
         ({"vocab_size": 7}, "has shape"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling of rope_type 'yarn'"),
     ],
 )
 def test_folders_that_do_not_fit(tmp_path, tiny_llama, change, message):

@@ -131,9 +131,9 @@ def test_endless_lengths_are_refused_before_allocating(tmp_path):
     ("changes", "message"),
     [
         ({"general.architecture": "mamba"}, "architecture 'mamba'; 'llama' can be read"),
-        ({"llama.embedding_length": 20}, "impossible model|has shape"),
+        ({"llama.embedding_length": 20}, "cannot be built|has shape"),
         ({"llama.block_count": 3}, "lacks tensor 'blk.2"),
-        ({"llama.attention.head_count_kv": 3}, "impossible model"),
+        ({"llama.attention.head_count_kv": 3}, "cannot be built: num_attention_heads"),
         ({"tokenizer.ggml.pre": "other"}, "pre-tokenizer 'other' is not known"),
         ({"tokenizer.ggml.eos_token_id": 999}, "eos_token_id is 999"),
         ({"llama.rope.freq_base": "x"}, "freq_base is 'x'"),

@@ -116,7 +116,10 @@ def test_quantize_model_keeps_no_float_copy(rng):
     [
         ({"norm": "batchnorm"}, "rmsnorm, layernorm"),
         ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
-        ({"hidden_size": 0}, "hidden_size must be positive"),
+        ({"hidden_size": 0}, "hidden_size must be a positive integer"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be a positive integer"),
+        ({"norm_eps": 0}, "norm_eps must be positive"),
+        ({"rope_theta": 0.0}, "rope_theta must be positive"),
         ({"dropout": 1.0}, "dropout"),
         ({"head_dim": 3}, "head_dim must be even"),
     ],

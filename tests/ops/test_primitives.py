@@ -110,9 +110,15 @@ def linear_4bit_case(d):
 
 def attention_case(d):
     B, K, G, hd = d.size(), d.size(some), d.size(some), d.size(some)
-    T = d.size(some)
-    S = T + d.size()
-    return ops.attention, [d.array(B, K * G, T, hd), d.array(B, K, S, hd), d.array(B, K, S, hd)]
+    T, causal, mask = d.size(some), d.data.draw(st.booleans()), None
+    S = T + d.size() if causal else d.size(some)
+    if d.data.draw(st.booleans()):
+        mask = d.rng.random((B, S)) < 0.5
+        mask[:, d.rng.integers(0, S - T + 1 if causal else S)] = True  # a key that the first query sees
+    bias = d.data.draw(st.sampled_from([None, (K * G, 1, S), (K * G, T, S)]))
+    bias = None if bias is None else d.array(*bias)
+    arrays = [d.array(B, K * G, T, hd), d.array(B, K, S, hd), d.array(B, K, S, hd)]
+    return lambda q, k, v: ops.attention(q, k, v, causal=causal, mask=mask, bias=bias), arrays
 
 
 def rope_case(d):
@@ -315,6 +321,18 @@ def test_bad_arguments_are_errors():
         ops.cross_entropy(np.ones((0, 4)), np.array([], int))
     with pytest.raises(ShapeError, match="cannot be shared evenly"):
         ops.attention(np.ones((1, 3, 2, 4)), np.ones((1, 2, 2, 4)), np.ones((1, 2, 2, 4)))
+    q, k = np.ones((2, 1, 3, 4)), np.ones((2, 1, 5, 4))
+    with pytest.raises(ShapeError, match="5 queries but only 3 keys"):
+        ops.attention(k, q, q)
+    for mask in (np.ones((2, 3), bool), np.ones((2, 5))):
+        with pytest.raises(ShapeError, match=r"where bool\[2, 5\] is needed"):
+            ops.attention(q, k, k, mask=mask)
+    mask = np.array([[True] * 5, [False] * 3 + [True] * 2])
+    ops.attention(q, k, k, causal=False, mask=mask)
+    with pytest.raises(ShapeError, match="mask of sequence 1 leaves a query without a key"):
+        ops.attention(q, k, k, mask=mask)  # the first query sees the first three keys
+    with pytest.raises(ShapeError, match="mask of sequence 0 leaves a query without a key"):
+        ops.attention(q, k, k, causal=False, mask=~mask)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 1, 1), (2, 4, 3, 2), (3, 2, 5, 4)])
@@ -324,3 +342,34 @@ def test_attention_of_transposed_memory(rng, shape):
     expected = ops.attention(q, k[:, :2], v[:, :2]).data
     q, k, v = (np.ascontiguousarray(x.T).T for x in (q, k[:, :2], v[:, :2]))
     np.testing.assert_allclose(ops.attention(q, k, v).data, expected, rtol=1e-12)
+
+
+def attention_by_definition(q, k, v, visible, bias):
+    """Query by query, over the keys that visible (T, S) shows it, with scores raised by bias (H, T, S)."""
+    out = np.empty(q.shape)
+    for h, t in np.ndindex(q.shape[:2]):
+        kv, keys = h * len(k) // len(q), visible[t]
+        p = np.exp(k[kv, keys] @ q[h, t] / np.sqrt(q.shape[2]) + bias[h, t, keys])
+        out[h, t] = p @ v[kv, keys] / p.sum()
+    return out
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_is_its_definition(data, causal):
+    """A hidden key is as one that is not there; sequences do not see each other."""
+    d = Draw(data)
+    B, K, G, T, hd = (d.size(some) for _ in range(5))
+    S = T + d.size() if causal else d.size(some)
+    q, k, v = d.array(B, K * G, T, hd), d.array(B, K, S, hd), d.array(B, K, S, hd)
+    mask = d.rng.random((B, S)) < 0.6
+    mask[:, 0] = True
+    bias = d.array(K * G, d.data.draw(st.sampled_from([1, T])), S)
+    full = np.broadcast_to(bias, (K * G, T, S))
+    y = ops.attention(q, k, v, causal=causal, mask=mask, bias=bias).data
+    whole = ops.attention(q, k, v, causal=causal).data
+    before = np.tri(T, S, S - T, bool) if causal else np.ones((T, S), bool)
+    for b in range(B):
+        np.testing.assert_allclose(y[b], attention_by_definition(q[b], k[b], v[b], before & mask[b], full), atol=1e-12)
+        plain = attention_by_definition(q[b], k[b], v[b], before, np.zeros_like(full))
+        np.testing.assert_allclose(whole[b], plain, atol=1e-12)

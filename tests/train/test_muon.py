@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import Tensor
-from minilora.train.muon import MOMENTUM, Muon, orthogonalize
+from minilora.nn import GPT2, CausalLM, ModelConfig, TransformerConfig
+from minilora.train.muon import MOMENTUM, Muon, hidden_matrices, orthogonalize
 from minilora.train.optim import AdamW
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -36,7 +37,7 @@ def test_a_gradient_of_zero_gives_no_update():
 def test_a_matrix_takes_the_definition(rng, shape):
     start, grads = rng.standard_normal(shape, np.float32), rng.standard_normal((3, *shape), np.float32)
     w = Tensor(start.copy(), requires_grad=True)
-    optimizer = Muon([("layer.weight", w)], lr=0.01, weight_decay=0.1)
+    optimizer = Muon([w], [w], lr=0.01, weight_decay=0.1)
     expected, momentum = start.astype(float), 0.0
     for g in grads:
         w.grad = g.copy()
@@ -48,13 +49,24 @@ def test_a_matrix_takes_the_definition(rng, shape):
     assert w.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"), [("model.embed_tokens.weight", (6, 4)), ("lm_head.weight", (6, 4)), ("norm.weight", (4,))]
-)
-def test_embeddings_head_and_vectors_take_adamw(rng, name, shape):
+@pytest.mark.parametrize("shape", [(6, 4), (4,)])
+def test_others_take_adamw(rng, shape):
     start, g = rng.standard_normal(shape, np.float32), rng.standard_normal(shape, np.float32)
     ours, adamw = Tensor(start.copy(), requires_grad=True), Tensor(start.copy(), requires_grad=True)
-    for p, optimizer in ((ours, Muon([(name, ours)], lr=0.01)), (adamw, AdamW([adamw], lr=0.01))):
+    for p, optimizer in ((ours, Muon([ours], [], lr=0.01)), (adamw, AdamW([adamw], lr=0.01))):
         p.grad = g.copy()
         optimizer.step()
     np.testing.assert_array_equal(ours.data, adamw.data)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", [CausalLM, GPT2])
+def test_hidden_matrices_are_those_that_mix_a_hidden_state(family, tied):
+    kind = TransformerConfig if family is CausalLM else ModelConfig
+    model = family(kind(16, 8, 12, 1, 2, max_position_embeddings=16, tie_word_embeddings=tied))
+    names = {id(p): name for name, p in model.named_parameters()}
+    hidden = {names[id(p)] for p in hidden_matrices(model)}
+    others = {name for name, p in model.named_parameters() if p.ndim == 2} - hidden
+    assert {name.split(".")[-2] for name in others} <= {"embed_tokens", "wte", "wpe", "lm_head"}
+    assert not any("embed" in name or "wte" in name or "wpe" in name or "lm_head" in name for name in hidden)
+    assert len(hidden) == (7 if family is CausalLM else 4)

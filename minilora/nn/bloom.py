@@ -1,0 +1,94 @@
+"""BLOOM (arXiv:2211.05100): no positions in the embeddings; every head discounts what is far away, at its own rate.
+
+    model = Bloom(ModelConfig(vocab_size=250880, hidden_size=1024, ...), seed=0)
+
+Scores are q kᵀ / √hd - slope · distance (ALiBi, arXiv:2108.12409), so that texts may be longer than those of training.
+Pre-norm with one more LayerNorm after the embedding; `query_key_value` holds q, k and v of the first head, then of the
+second, and so on. Names are those of Hugging Face's BloomForCausalLM.
+"""
+
+import numpy as np
+
+from minilora import ops
+from minilora.autograd import Tensor
+from minilora.errors import ConfigError
+from minilora.nn.attention import KVCache
+from minilora.nn.language_model import LanguageModel, ModelConfig, output_head
+from minilora.nn.layers import Embedding, LayerNorm, Linear
+from minilora.nn.module import Module
+from minilora.nn.positions import alibi_slopes
+
+
+class Attention(Module):
+    def __init__(self, config: ModelConfig, layer: int, rng):
+        d, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
+        self.query_key_value = Linear(d, 3 * d, True, rng, config.init_std(d))
+        self.dense = Linear(d, d, True, rng, config.init_std(d, residual=True))
+
+    def forward(self, x: Tensor, alibi: np.ndarray, cache: KVCache | None) -> Tensor:
+        qkv = ops.split_heads(self.query_key_value(x), 3 * self.heads)  # (B, 3H, T, hd)
+        q, k, v = qkv[:, 0::3], qkv[:, 1::3], qkv[:, 2::3]  # (B, H, T, hd) each
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, H, S, hd)
+        y = ops.merge_heads(ops.attention(q, k, v, bias=alibi))  # (B, T, d)
+        return self.dense(y)  # (B, T, d)
+
+
+class MLP(Module):
+    def __init__(self, config: ModelConfig, rng):
+        d, ff = config.hidden_size, config.intermediate_size
+        self.dense_h_to_4h = Linear(d, ff, True, rng, config.init_std(d))
+        self.dense_4h_to_h = Linear(ff, d, True, rng, config.init_std(ff, residual=True))
+        self.activation = getattr(ops, config.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.activation(self.dense_h_to_4h(x))  # (B, T, ff)
+        return self.dense_4h_to_h(h)  # (B, T, d)
+
+
+class Block(Module):
+    def __init__(self, config: ModelConfig, layer: int, rng):
+        self.input_layernorm = LayerNorm(config.hidden_size, config.norm_eps)
+        self.self_attention = Attention(config, layer, rng)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config, rng)
+
+    def forward(self, x: Tensor, alibi: np.ndarray, cache: KVCache | None) -> Tensor:
+        x = x + self.self_attention(self.input_layernorm(x), alibi, cache)  # (B, T, d)
+        return x + self.mlp(self.post_attention_layernorm(x))  # (B, T, d)
+
+
+class Transformer(Module):
+    def __init__(self, config: ModelConfig, rng):
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size, rng)
+        self.word_embeddings_layernorm = LayerNorm(config.hidden_size, config.norm_eps)
+        self.h = [Block(config, i, rng) for i in range(config.num_hidden_layers)]
+        self.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
+        self.slopes = alibi_slopes(config.num_attention_heads)
+
+    def forward(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
+        x = self.word_embeddings_layernorm(self.word_embeddings(ids))  # (B, T, d)
+        # Seen from the last query, for all of them: softmax does not change where a constant is added to its row.
+        distance = np.arange(start + ids.shape[1] - 1, -1, -1, dtype=np.float32)  # (S,)
+        alibi = self.slopes[:, None, None] * -distance  # (H, 1, S)
+        for block in self.h:
+            x = block(x, alibi, cache)  # (B, T, d)
+        return x  # (B, T, d)
+
+
+class Bloom(LanguageModel):
+    def __init__(self, config: ModelConfig, seed: int | None = 0):
+        """Weights drawn with `seed`; all zero when it is None (to be loaded)."""
+        heads = config.num_attention_heads
+        if config.num_key_value_heads != heads or config.head_dim * heads != config.hidden_size:
+            raise ConfigError("BLOOM has num_key_value_heads = num_attention_heads and head_dim = hidden_size / heads")
+        rng = None if seed is None else np.random.default_rng(seed)
+        self.config = config
+        self.transformer = Transformer(config, rng)
+        self.lm_head = output_head(config, self.transformer.word_embeddings, rng)
+
+    def decode(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
+        return self.transformer(ids, start, cache)  # (B, T, d)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(self.transformer.ln_f(hidden))  # (..., V)

@@ -1,0 +1,133 @@
+"""LanguageModel: what every decoder shares: logits, the loss over the targets, the key/value cache.
+
+    logits = model(ids)                       # (B, T) integers -> (B, T, V)
+    loss = model.loss(ids, labels)            # labels as Hugging Face's: -100 is not a target, shifted inside
+    cache = model.new_cache(batch, length)    # model(ids, cache) then goes on where it ended
+
+A family adds its modules and two methods: `decode`, from ids to hidden states, and `head`, from there to logits. See
+transformer.py (LLaMA), gpt2.py, bloom.py.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from minilora import ops
+from minilora.autograd import Tensor
+from minilora.errors import ConfigError, DataError
+from minilora.nn.attention import KVCache
+from minilora.nn.layers import Embedding, Linear
+from minilora.nn.module import Module
+
+IGNORE = -100
+
+
+@dataclass
+class ModelConfig:
+    """The sizes of a transformer; the fields' names are those that most of Hugging Face's configurations share."""
+
+    activations: ClassVar = ("gelu", "gelu_tanh", "relu")
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None  # as many as attention heads
+    head_dim: int | None = None  # hidden_size / num_attention_heads
+    max_position_embeddings: int = 2048
+    norm_eps: float = 1e-5
+    activation: str = "gelu_tanh"  # one of `activations`
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self):
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.check("activation", self.activations)
+        self.check("tie_word_embeddings", (False, True))
+        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                      "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
+            value = getattr(self, field)
+            if not (isinstance(value, (int, np.integer)) and value > 0):
+                raise ConfigError(f"{field} must be a positive integer, not {value!r}")
+        if not self.norm_eps > 0:
+            raise ConfigError(f"norm_eps must be positive, not {self.norm_eps!r}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+
+    def check(self, field: str, valid):
+        if getattr(self, field) not in valid:
+            raise ConfigError(f"{field} is one of {', '.join(map(str, valid))}, not {getattr(self, field)!r}")
+
+    def init_std(self, d_in: int, residual: bool = False) -> float:
+        """Standard deviation of a new linear's weights; those that write to the residual stream start smaller."""
+        return 0.8 * d_in**-0.5 * ((2 * self.num_hidden_layers) ** -0.5 if residual else 1)
+
+
+def output_head(config: ModelConfig, embedding: Embedding, rng) -> Linear:
+    """(..., d) -> (..., V). If tied, its weight is the embedding's, a Parameter with one name: the embedding's."""
+    d = config.hidden_size
+    if not config.tie_word_embeddings:
+        return Linear(d, config.vocab_size, False, rng, config.init_std(d))
+    head = Linear(d, config.vocab_size)
+    head.weight = embedding.weight
+    return head
+
+
+class LanguageModel(Module):
+    config: ModelConfig
+
+    def decode(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
+        """ids (B, T), at positions start to start + T -> hidden states (B, T, d), before the last norm."""
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> logits (..., V): the last norm, then a product with the (tied) embedding."""
+        raise NotImplementedError
+
+    def hidden(self, ids, cache: KVCache | None = None) -> Tensor:
+        """ids (B, T) integers -> (B, T, d), before the last norm, which is applied to the rows that are needed."""
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
+            raise DataError(f"ids must be integers (B, T), at least one; got {ids.dtype} of shape {ids.shape}")
+        start, room = cache.length if cache else 0, self.config.max_position_embeddings
+        end = start + ids.shape[1]
+        if end > room:
+            raise DataError(f"a sequence of {end} tokens is longer than the model's {room}")
+        x = self.decode(ids, start, cache)  # (B, T, d)
+        if cache is not None:
+            cache.length = end
+        return x
+
+    def forward(self, ids, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+        """ids (B, T) integers -> logits (B, T, V); with last_only (B, 1, V), of the last position."""
+        hidden = self.hidden(ids, cache)  # (B, T, d)
+        return self.head(hidden[:, -1:] if last_only else hidden)
+
+    def target_logits(self, input_ids, labels) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Logits (N, V) of the N positions that predict a target, the batch row (N,) of each, and the targets (N,).
+
+        labels (B, T): labels[b, t] is to be predicted from input_ids[b, :t], and is no target where -100 (or t = 0).
+        """
+        input_ids, labels = np.asarray(input_ids), np.asarray(labels)
+        row, position = np.nonzero(labels[:, 1:] != IGNORE)
+        if not row.size:
+            raise DataError(f"no label in this batch of shape {labels.shape} is a target: all are {IGNORE}")
+        hidden = self.hidden(input_ids[:, :-1])  # (B, T-1, d)
+        width = hidden.shape[1]
+        hidden = hidden.reshape(-1, hidden.shape[2])  # (B·(T-1), d)
+        if row.size < len(hidden):
+            hidden = ops.embedding(hidden, row * width + position)  # (N, d): the head runs on target rows only
+        return self.head(hidden), row, labels[row, position + 1]
+
+    def loss(self, input_ids, labels, reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats, averaged (or summed) over the targets: a scalar."""
+        logits, _, targets = self.target_logits(input_ids, labels)
+        return ops.cross_entropy(logits, targets, reduction=reduction)
+
+    def new_cache(self, batch: int, max_length: int) -> KVCache:
+        c = self.config
+        return KVCache(c.num_hidden_layers, batch, c.num_key_value_heads, max_length, c.head_dim)
