@@ -11,8 +11,8 @@ import minilora
 from minilora.models.fetch import PACKAGES, cache_folder
 
 EXTRAS = {
-    "test": ("pytest", "hypothesis"),
-    "peers": ("torch", "transformers", "peft", "xllamacpp"),
+    "test": ("pytest", "hypothesis", "threadpoolctl", "ml_dtypes"),
+    "peers": ("torch", "bitsandbytes", "transformers", "peft", "xllamacpp"),
 }
 
 

@@ -19,6 +19,8 @@ from minilora.errors import QuantizationError, unknown_name
 from minilora.quant import double
 from minilora.quant.codebooks import CODES
 
+_INT8_MAX = float(np.finfo(np.float32).max) / 128  # 127 · absmax must be a float32
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuantizedArray:
@@ -71,6 +73,8 @@ class QuantizedArray:
             x = kernels.dequantize_int8(self.packed, self.scales(), self.blocksize)
         else:
             x = kernels.dequantize_4bit(self.packed, self.scales(), CODES[self.code], self.blocksize, 0, self.size)
+        if self.dtype == np.float16:  # a rounded absmax may lie beyond its largest number
+            np.clip(x, -65504, 65504, out=x)
         return x.reshape(self.shape).astype(self.dtype, copy=False)
 
     def matmul(self, x: np.ndarray, transpose: bool = False) -> np.ndarray:
@@ -88,9 +92,12 @@ class QuantizedArray:
         Of a double-quantized array, a part that does not begin with a group of 256 blocks keeps its absmax as float32.
         Raises QuantizationError for rows that cut a block in two.
         """
-        if not isinstance(rows, slice) or rows.step not in (None, 1) or not self.shape:
+        try:
+            a, b, step = rows.indices(self.shape[0])
+        except (AttributeError, TypeError, IndexError):  # not a slice, not of integers, or no axis to slice
+            step = None
+        if step != 1:
             raise QuantizationError(f"a QuantizedArray gives slices of its rows, q[a:b], not q[{rows!r}]")
-        a, b, _ = rows.indices(self.shape[0])
         width = math.prod(self.shape[1:])
         start, stop = a * width, b * width
         if start >= stop or start % self.blocksize or (stop % self.blocksize and stop != self.size):
@@ -120,7 +127,7 @@ class QuantizedArray:
         mine, theirs = self.arrays, other.arrays
         return (self.code, self.shape, self.dtype, self.blocksize, self.double_quant) == (
             other.code, other.shape, other.dtype, other.blocksize, other.double_quant,
-        ) and all(np.array_equal(mine[k], theirs[k]) for k in mine)  # fmt: skip
+        ) and all(np.array_equal(mine[k], theirs[k], equal_nan=True) for k in mine)  # fmt: skip
 
     __hash__ = None
 
@@ -151,11 +158,13 @@ def quantize(
     Raises QuantizationError, UnknownNameError.
     """
     x = np.asarray(x)
-    if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
-        raise QuantizationError(f"only floating-point arrays are quantized, not {x.dtype}; convert with .astype first")
+    if x.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise QuantizationError(
+            f"only floating-point arrays of 16, 32 or 64 bits are quantized, not {x.dtype}; convert with .astype first"
+        )
     if not x.size:
         raise QuantizationError(f"an array of shape {x.shape} has no entry to quantize")
-    if code != "int8" and code not in CODES:
+    if code not in [*CODES, "int8"]:
         raise unknown_name("code", code, [*CODES, "int8"])
     if nonfinite not in ("raise", "propagate"):
         raise QuantizationError(f"nonfinite is 'raise' or 'propagate', not {nonfinite!r}")
@@ -168,6 +177,10 @@ def quantize(
         else:
             packed, absmax = kernels.quantize_4bit(flat, CODES[code], blocksize)
     spoilt = np.flatnonzero(~np.isfinite(absmax))
+    if code == "int8" and absmax.max(initial=0, where=np.isfinite(absmax)) > _INT8_MAX:
+        raise QuantizationError(
+            f"int8 multiplies codes by absmax, which is exact up to {_INT8_MAX:.3g} only; scale x down"
+        )
     if spoilt.size and (nonfinite == "raise" or nested):
         _refuse_nonfinite(x, flat, int(spoilt[0]) * blocksize, nested)
     absmax[spoilt] = np.nan
@@ -203,7 +216,7 @@ def _checked_blocksize(code: str, blocksize, x: np.ndarray) -> int:
     whole = isinstance(blocksize, (int, np.integer)) and not isinstance(blocksize, bool)
     if code == "int8":
         if whole and blocksize > 0:
-            return int(blocksize)
+            return min(int(blocksize), x.size)
         raise QuantizationError(f"int8's blocksize is a positive integer, 'row' or None, not {blocksize!r}")
     if whole and 16 <= blocksize <= 4096 and blocksize & (blocksize - 1) == 0:
         return int(blocksize)

@@ -57,7 +57,10 @@ def register_code(name: str, levels) -> None:
     A block's largest entry becomes ±1 before the nearest level is taken. Raises QuantizationError where a level is
     missing, repeated, not finite or outside [-1, 1], and where the name is taken by other levels.
     """
-    levels = np.array(levels, f32)
+    try:
+        levels = np.array(levels, f32)
+    except (ValueError, TypeError) as error:
+        raise QuantizationError(f"the levels of {name!r} are not numbers: {error}") from error
     if levels.ndim != 1 or not 2 <= levels.size <= 16:
         raise QuantizationError(f"a 4-bit code has 2 to 16 levels in one row, not an array of shape {levels.shape}")
     if not (np.abs(levels) <= 1).all():

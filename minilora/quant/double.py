@@ -24,7 +24,7 @@ KINDS = (*LEVELS, "int8")
 def compress(absmax: np.ndarray, kind: str = "dynamic") -> tuple[np.ndarray, np.ndarray, np.float32]:
     """absmax (n,) float32 -> codes (n,) uint8 (int8 for "int8"), absmax2 (ceil(n/256),) float32, and the mean that was
     subtracted. Each rest is divided by its block's absmax2 and takes the nearest level."""
-    offset = absmax.mean(dtype=np.float32)
+    offset = np.float32(absmax.mean(dtype=np.float64))
     if kind == "int8":
         codes, absmax2 = kernels.quantize_int8(absmax - offset, BLOCKSIZE)
     else:

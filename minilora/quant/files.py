@@ -27,14 +27,22 @@ from minilora.quant.array import QuantizedArray
 from minilora.quant.codebooks import CODES
 
 _STATE = ".quant_state."
+_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+_MAX_DIMENSIONS = 32  # NumPy 1's limit; a weight has two
 
 
 def save(path, arrays: dict[str, QuantizedArray | np.ndarray]):
-    """Write quantized and plain arrays to one file, atomically. Raises FileFormatError, MiniloraError."""
+    """Write quantized and plain arrays to one file, atomically. Raises FileFormatError for names that stand for two
+    arrays, and MiniloraError where the file cannot be written."""
     tensors = {}
     for name, array in arrays.items():
-        tensors |= to_tensors(name, array) if isinstance(array, QuantizedArray) else {name: array}
+        parts = to_tensors(name, array) if isinstance(array, QuantizedArray) else {name: array}
+        if twice := sorted(parts.keys() & tensors.keys()):
+            raise FileFormatError(
+                f"{twice[0]} is an array of its own and a part of a quantized one; rename one of them"
+            )
+        tensors |= parts
     save_safetensors(path, tensors, {"format": "pt"})
 
 
@@ -42,18 +50,22 @@ def load(path) -> dict[str, QuantizedArray | np.ndarray]:
     """The arrays of a file by name, those with a quant_state as QuantizedArray. Raises FileFormatError for a file that
     is damaged or whose parts do not fit together."""
     tensors, _ = load_safetensors(path)
-    names = [key.partition(_STATE)[0] for key in tensors if _STATE in key]
-    try:
-        quantized = {name: from_tensors(name, tensors) for name in names}
-    except QuantizationError as error:
-        raise FileFormatError(f"{path}: {error}") from error
-    parts = tuple(f"{name}." for name in names)
-    return quantized | {k: v for k, v in tensors.items() if k not in quantized and not k.startswith(parts)}
+    arrays, names = dict(tensors), {key.partition(_STATE)[0] for key in tensors if _STATE in key}
+    for name in names:
+        try:
+            arrays[name] = from_tensors(name, tensors)
+        except QuantizationError as error:
+            raise FileFormatError(f"{path}: {error}") from error
+        for key in tensors:
+            if key.startswith(name + _STATE) or (key.startswith(name) and key[len(name) :] in _PARTS):
+                del arrays[key]
+    return arrays
 
 
 def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
     """The plain arrays that stand for `q` in a file, by their names there."""
-    state = {"quant_type": q.code, "blocksize": q.blocksize, "dtype": np.dtype(q.dtype).name, "shape": list(q.shape)}
+    dtype = np.dtype(q.dtype).name
+    state = {"quant_type": q.code, "blocksize": q.blocksize, "dtype": dtype, "shape": list(q.shape)}
     tensors = {name: q.packed[:, None]}
     if q.code != "int8":
         tensors[f"{name}.quant_map"] = CODES[q.code]
@@ -64,12 +76,11 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
         tensors |= {f"{name}.absmax": q.absmax_codes, f"{name}.nested_absmax": q.absmax2}
         if q.double_quant in double.LEVELS:
             tensors[f"{name}.nested_quant_map"] = double.LEVELS[q.double_quant]
-    theirs = q.code in ("nf4", "fp4") and q.double_quant in (None, "dynamic") and q.blocksize >= 32
-    if not theirs or q.blocksize & (q.blocksize - 1):
+    theirs = q.code in ("nf4", "fp4") and q.double_quant in (None, "dynamic") and dtype != "float64"
+    owner = "bitsandbytes" if theirs and q.blocksize in [2**i for i in range(5, 13)] else "minilora"
+    if owner == "minilora":
         state["nested_quant_type"] = q.double_quant
-        tensors[f"{name}{_STATE}minilora__{q.code}"] = _bytes(state)
-    else:
-        tensors[f"{name}{_STATE}bitsandbytes__{q.code}"] = _bytes(state)
+    tensors[f"{name}{_STATE}{owner}__{q.code}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     return tensors
 
 
@@ -78,51 +89,71 @@ def from_tensors(name: str, tensors: dict[str, np.ndarray]) -> QuantizedArray:
     keys = [key for key in tensors if key.startswith(name + _STATE)]
     if len(keys) != 1:
         raise QuantizationError(f"{name!r} needs one {name}{_STATE}..., and has {len(keys)}")
-    try:
-        state = json.loads(tensors[keys[0]].tobytes())
-        code, blocksize, shape = state["quant_type"], state["blocksize"], tuple(state["shape"])
-        nested = "dynamic" if "nested_offset" in state else None
-        nested = state.get("nested_quant_type", nested)
-        numbers_fit = type(blocksize) is int and blocksize > 0 and all(type(n) is int and n >= 0 for n in shape)
-        offset = np.float32(state["nested_offset"]) if nested else None
-        fits = numbers_fit and state["dtype"] in _DTYPES and (code == "int8" or code in CODES)
-        if not fits or (nested and (nested not in double.KINDS or state["nested_blocksize"] != double.BLOCKSIZE)):
-            raise ValueError(f"{state}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise QuantizationError(
-            f"{keys[0]} is not a description of a quantized array that we know ({error!r}); codes are "
-            f"{', '.join(CODES)} and int8 (add your own with register_code first)"
-        ) from error
+    state = _read_state(keys[0], tensors[keys[0]].tobytes())
+    code, blocksize, shape, nested = (state[k] for k in ("quant_type", "blocksize", "shape", "nested_quant_type"))
     size = math.prod(shape)
     blocks = -(-size // blocksize)
-    groups = -(-blocks // double.BLOCKSIZE)
-    int8, byte = np.dtype(np.int8), np.dtype(np.uint8)
-    packed = _part(tensors, name, int8 if code == "int8" else byte, size if code == "int8" else -(-size // 2))
+    packed = _part(tensors, name, np.int8 if code == "int8" else np.uint8, size if code == "int8" else -(-size // 2))
     if code != "int8":
         _same_levels(tensors, f"{name}.quant_map", CODES[code])
-    dtype = np.dtype(state["dtype"]) if state["dtype"] != "bfloat16" else _bfloat16()
+    dtype = _bfloat16() if state["dtype"] == "bfloat16" else np.dtype(state["dtype"])
     if nested is None:
-        absmax = _part(tensors, f"{name}.absmax", np.dtype(np.float32), blocks)
-        return QuantizedArray(code, packed, shape, dtype, blocksize, absmax)
-    codes = _part(tensors, f"{name}.absmax", int8 if nested == "int8" else byte, blocks)
-    absmax2 = _part(tensors, f"{name}.nested_absmax", np.dtype(np.float32), groups)
-    if not (np.isfinite(absmax2).all() and np.isfinite(offset)):
-        raise QuantizationError(f"{name}.nested_absmax or its offset is not finite")
+        absmax = _part(tensors, f"{name}.absmax", np.float32, blocks)
+        return QuantizedArray(code, packed, tuple(shape), dtype, blocksize, absmax)
+    codes = _part(tensors, f"{name}.absmax", np.int8 if nested == "int8" else np.uint8, blocks)
+    absmax2 = _part(tensors, f"{name}.nested_absmax", np.float32, -(-blocks // double.BLOCKSIZE))
+    if not np.isfinite(absmax2).all():
+        raise QuantizationError(f"{name}.nested_absmax is not finite")
     if nested in double.LEVELS:
         _same_levels(tensors, f"{name}.nested_quant_map", double.LEVELS[nested])
-    return QuantizedArray(code, packed, shape, dtype, blocksize, None, nested, codes, absmax2, offset)
+    offset = np.float32(state["nested_offset"])
+    return QuantizedArray(code, packed, tuple(shape), dtype, blocksize, None, nested, codes, absmax2, offset)
 
 
-def _bytes(state: dict) -> np.ndarray:
-    return np.frombuffer(json.dumps(state).encode(), np.uint8)
+def _read_state(key: str, text: bytes) -> dict:
+    """The fields of a quant_state, each one checked; nested_quant_type is None where absmax is not double quantized."""
+
+    def refuse(why: str):
+        raise QuantizationError(f"{key} does not describe a quantized array that we know: {why}")
+
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        refuse(f"it is not JSON ({error})")
+    if not isinstance(state, dict):
+        refuse("it is not a JSON object")
+    code, shape, blocksize = (state.get(name) for name in ("quant_type", "shape", "blocksize"))
+    if code not in [*CODES, "int8"]:
+        refuse(f"quant_type is {code!r}; there are {', '.join(CODES)} and int8. Add your own with register_code first")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
+        refuse(f"shape is {str(shape)[:80]}; it is a list of at most {_MAX_DIMENSIONS} positive integers")
+    widths = (
+        range(1, math.prod(shape) + 1) if code == "int8" else [*(2**i for i in range(4, 13)), shape[-1] if shape else 1]
+    )
+    if type(blocksize) is not int or blocksize not in widths:
+        refuse(f"blocksize is {str(blocksize)[:80]}, which {code} does not have at shape {shape}")
+    if state.get("dtype") not in _DTYPES:
+        refuse(f"dtype is {state.get('dtype')!r}; there are {', '.join(_DTYPES)}")
+    nested = state.setdefault("nested_quant_type", "dynamic" if "nested_offset" in state else None)
+    if nested is None:
+        return state
+    if nested not in double.KINDS:
+        refuse(f"nested_quant_type is {nested!r}; there are {', '.join(double.KINDS)}")
+    if (state.get("nested_blocksize"), state.get("nested_dtype")) != (double.BLOCKSIZE, "float32"):
+        refuse(f"absmax is double quantized in blocks of {double.BLOCKSIZE} of float32 only")
+    offset = state.get("nested_offset")
+    if type(offset) not in (int, float) or not abs(offset) <= float(np.finfo(np.float32).max):
+        refuse(f"nested_offset is {str(offset)[:80]}; it is a finite number")
+    return state
 
 
-def _part(tensors, key: str, dtype: np.dtype, size: int) -> np.ndarray:
+def _part(tensors, key: str, dtype, size: int) -> np.ndarray:
     array = tensors.get(key)
     if array is None:
         raise QuantizationError(f"{key} is missing")
     if array.dtype != dtype or array.size != size:
-        raise QuantizationError(f"{key} has {array.size} entries of {array.dtype}; {size} of {dtype} are needed")
+        needed = f"{size} of {np.dtype(dtype)} are needed"
+        raise QuantizationError(f"{key} has {array.size} entries of {array.dtype}; {needed}")
     return array.ravel()
 
 

@@ -31,12 +31,16 @@ class ZeroPointArray:
 
 def quantize_zeropoint(x) -> ZeroPointArray:
     """Quantize a floating-point array to int8 with one scale and one zero point; the error is at most scale / 2, up to
-    float32 rounding. Raises QuantizationError for an array that is empty, not of floats, or not finite."""
+    float32 rounding, for x whose range float32 can hold and divide by 255 (above 3e-36, below 3e38), else it raises.
+    Raises QuantizationError for an array that is empty, not of floats, or not finite."""
     x = np.asarray(x)
     if x.dtype.kind != "f" or not x.size or not np.isfinite(x).all():
         raise QuantizationError(f"zero-point int8 takes finite floats, at least one; got {x.dtype} of shape {x.shape}")
     low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
-    scale = np.float32((high - low) / 255) or np.float32(1)  # all zero: any scale will do
+    span = high - low
+    if span and not 3e-36 < span < 3e38:
+        raise QuantizationError(f"the range of x, {span:g}, is beyond what a float32 scale can cut into 255 steps")
+    scale = np.float32(span / 255) or np.float32(1)  # all zero: any scale will do
     zero_point = round(-low / float(scale)) - 128
     codes = np.rint(x / scale) + zero_point
     return ZeroPointArray(np.clip(codes, -128, 127).astype(np.int8), scale, zero_point)

@@ -1,7 +1,7 @@
 """The best code there can be for a distribution: Lloyd's and Max's iteration, with some levels held.
 
     x, absmax = scaled_normal(64)
-    lloyd_max(x, fixed=(-1, 0, 1), weights=absmax)      # its mean absolute error: NF4's, less 0.03 %
+    lloyd_max(x, fixed=(-1, 0, 1), weights=absmax)      # its mean absolute error: NF4's, less 0.02 %
 
 Given borders, the level with the least error in its cell is the cell's mean (squared error) or median (absolute error);
 given levels, the best border is halfway between. Alternate until nothing moves (Lloyd, 1982; Max, 1960).
@@ -32,13 +32,15 @@ def lloyd_max(
     """
     if power not in (1, 2):
         raise QuantizationError(f"power is 1 (absolute error) or 2 (squared error), not {power!r}")
+    if not isinstance(levels, (int, np.integer)) or levels < 1:
+        raise QuantizationError(f"levels is the number of levels, a positive integer, not {levels!r}")
     if hasattr(distribution, "ppf"):
         distribution = distribution.ppf((np.arange(1 << 16) + 0.5) / (1 << 16))
     x, fixed = np.asarray(distribution, float).ravel(), np.unique(np.asarray(fixed, float))
     weights = np.ones(x.size) if weights is None else np.asarray(weights, float).ravel()
-    if weights.shape != x.shape or not (weights > 0).all():
+    if weights.shape != x.shape or not (np.isfinite(weights) & (weights > 0)).all():
         raise QuantizationError(f"weights are positive, one for each of {x.size} numbers; got {weights.shape}")
-    if not x.size or not np.isfinite(x).all() or len(fixed) > levels:
+    if not x.size or not np.isfinite(x).all() or not np.isfinite(fixed).all() or len(fixed) > levels:
         raise QuantizationError(
             f"lloyd_max takes finite numbers, at least one, and at most `levels` fixed levels; got {x.size} numbers "
             f"and {len(fixed)} fixed of {levels} levels"

@@ -109,16 +109,19 @@ def test_what_does_not_fit_is_named(path):
         (tensors | {"w.absmax": np.ones(8, np.float32)}, r"w\.absmax has 8 entries of float32; 8 of uint8"),
         (tensors | {"w.quant_map": np.sort(CODES["fp4"])}, r"w\.quant_map holds other levels"),
         (tensors | {"w.nested_quant_map": DYNAMIC_MAP[::-1]}, r"w\.nested_quant_map holds other levels"),
-        (tensors | {"w.nested_absmax": np.full(1, np.nan, np.float32)}, "nested_absmax or its offset is not finite"),
-        (with_state(tensors, state_of(tensors)[1] | {"nested_offset": float("inf")}), "or its offset is not finite"),
+        (tensors | {"w.nested_absmax": np.full(1, np.nan, np.float32)}, "nested_absmax is not finite"),
+        (
+            with_state(tensors, state_of(tensors)[1] | {"nested_offset": float("inf")}),
+            "nested_offset is inf; it is a finite number",
+        ),
         (tensors | {"w.quant_state.minilora__nf4": np.ones(1, np.uint8)}, r"needs one w\.quant_state.*, and has 2"),
-        (with_state(tensors, [1, 2]), f"{key} is not a description of a quantized array"),
-        (with_state(tensors, "nf4"), "not a description"),
-        (tensors | {key: np.ones(9, np.uint8)}, "not a description"),
-        (tensors | {key: np.full(9, 255, np.uint8)}, "not a description"),
-        (tensors | {key: np.empty(0, np.uint8)}, "not a description"),
-        (tensors | {key: np.full(50_000, ord("["), np.uint8)}, "not a description"),
-        (with_state(tensors, state_of(tensors)[1] | {"quant_type": "nf5"}), "codes are nf4, fp4.*register_code"),
+        (with_state(tensors, [1, 2]), f"{key} does not describe a quantized array"),
+        (with_state(tensors, "nf4"), "does not describe"),
+        (tensors | {key: np.ones(9, np.uint8)}, "does not describe"),
+        (tensors | {key: np.full(9, 255, np.uint8)}, "does not describe"),
+        (tensors | {key: np.empty(0, np.uint8)}, "does not describe"),
+        (tensors | {key: np.full(50_000, ord("["), np.uint8)}, "does not describe"),
+        (with_state(tensors, state_of(tensors)[1] | {"quant_type": "nf5"}), "there are nf4, fp4.*register_code"),
     ]:
         save_safetensors(path, damaged)
         with pytest.raises(FileFormatError, match=rf"x\.safetensors: .*{message}"):
@@ -127,12 +130,10 @@ def test_what_does_not_fit_is_named(path):
 
 @bases
 def test_a_field_that_is_missing(path, name):
-    """Only nested_dtype is not read (the second level is float32), and nested_quant_type has a default, "dynamic"."""
+    """Only nested_quant_type has a default, "dynamic"."""
     tensors = base(name)
     _, state = state_of(tensors)
-    optional = {"nested_dtype"} | (
-        {"nested_quant_type"} if state.get("nested_quant_type") in (None, "dynamic") else set()
-    )
+    optional = {"nested_quant_type"} if state.get("nested_quant_type") in (None, "dynamic") else set()
     for field in state:
         damaged = with_state(tensors, {k: v for k, v in state.items() if k != field})
         assert refused(path, damaged) != (field in optional), field
@@ -144,25 +145,13 @@ def test_nonsense_in_a_field(path, name):
     tensors = base(name)
     _, state = state_of(tensors)
     harmless = {"dtype": ["float16"], "nested_offset": NUMBERS}
-    for field in state.keys() - {"nested_dtype"}:
+    for field in state:
         for value in NONSENSE:
-            if _is_open(name, field, value):
-                continue
             same = type(value) is type(state[field]) and value == state[field]
-            expected = not (same or value in harmless.get(field, []))
+            expected = not (same or (type(value), value) in [(type(v), v) for v in harmless.get(field, [])])
             assert refused(path, with_state(tensors, state | {field: value})) == expected, (field, value)
 
 
-def _is_open(name, field, value) -> bool:
-    """Not refused, or by another error, at present: the tests below that are expected to fail."""
-    if field == "blocksize":
-        return value == 10**400 and name in ("nf4, one block", "int8")
-    if field == "nested_offset":
-        return isinstance(value, (bool, list)) or value in ("64", 10**400)
-    return field == "nested_quant_type" and not value and value is not None
-
-
-@pytest.mark.xfail(strict=True, reason="numpy.float32 takes lists, strings and booleans, and raises OverflowError")
 @pytest.mark.parametrize(
     "value", [10**400, [10**400], [0.5, 0.5], [0.5], [], [[]], True, "64"], ids=lambda v: str(v)[:9]
 )
@@ -172,7 +161,6 @@ def test_an_offset_that_is_not_a_number(path, name, value):
     assert refused(path, with_state(tensors, state_of(tensors)[1] | {"nested_offset": value}))
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="what is false but not None passes for a kind")
 @pytest.mark.parametrize("value", [False, 0, "", [], {}], ids=repr)
 @pytest.mark.parametrize("name", ["e2m1 fp8", "e2m1 dynamic"])
 def test_a_kind_that_is_false(path, name, value):
@@ -180,21 +168,17 @@ def test_a_kind_that_is_false(path, name, value):
     assert refused(path, with_state(tensors, state_of(tensors)[1] | {"nested_quant_type": value}))
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="NumPy's arrays have at most 64 dimensions")
 def test_a_shape_of_65_dimensions(path):
     tensors = base("nf4, one block")
     assert refused(path, with_state(tensors, state_of(tensors)[1] | {"shape": [1] * 64 + [64]}))
 
 
-@pytest.mark.xfail(strict=True, raises=(ValueError, OverflowError, MemoryError, AssertionError),
-                   reason="dequantizing asks NumPy for a whole block")  # fmt: skip
 @pytest.mark.parametrize(("name", "value"), [("nf4, one block", 10**30), ("int8", 10**30), ("int8", 10**15)])
 def test_a_blocksize_far_beyond_the_array(path, name, value):
     tensors = base(name)
     refused(path, with_state(tensors, state_of(tensors)[1] | {"blocksize": value}))
 
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="an array without entries has no bits per weight")
 def test_a_shape_without_entries(path):
     tensors = base("nf4")
     empty = {"w": tensors["w"][:0], "w.absmax": tensors["w.absmax"][:0]}

@@ -78,19 +78,16 @@ def test_below_1e_36_the_scale_stops_growing():
     np.testing.assert_array_equal(q.packed, [13, 0])
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="127 · absmax overflows where absmax > 2.7e36")
-def test_the_largest_numbers_return():
-    x = np.array([3e38, 3e37], np.float32)
-    with np.errstate(over="ignore"):
-        np.testing.assert_allclose(quantize(x, "int8", 1).dequantize(), x, rtol=1e-6)
+def test_numbers_whose_products_with_codes_overflow_are_refused():
+    with pytest.raises(QuantizationError, match="scale x down"):
+        quantize(np.array([3e38, 3e37], np.float32), "int8", 1)
+    x = np.array([2.6e36, -1e36], np.float32)
+    np.testing.assert_allclose(quantize(x, "int8", 1).dequantize(), x, rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, raises=MemoryError, reason="a blocksize beyond the array is allocated")
 def test_a_blocksize_beyond_the_array_is_one_block():
     x = np.arange(4, dtype=np.float32)
-    q = quantize(x, "int8", 10**15)
-    np.testing.assert_array_equal(q.packed, quantize(x, "int8", None).packed)
-    np.testing.assert_array_equal(q.dequantize(), quantize(x, "int8", None).dequantize())
+    assert quantize(x, "int8", 10**15) == quantize(x, "int8", None)
 
 
 # the zero point
@@ -147,7 +144,6 @@ def test_zero_point_refuses(x):
     assert str(x.dtype) in str(error.value) and str(x.shape) in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the scale of what float32 cannot hold is infinite, and the values are NaN")
 def test_zero_point_refuses_what_float32_cannot_hold():
     with np.errstate(all="ignore"), pytest.raises(QuantizationError):
         quantize_zeropoint(np.array([1e300, 1.0]))
