@@ -82,7 +82,8 @@ def training_ratio(hidden: int, layers: int, lora: bool) -> float:
     loss, gradients = theirs()
     if abs(ours() - loss) > 1e-4:
         raise MiniloraError("the yardstick and the model disagree: their times cannot be compared")
-    name, p = next((n, p) for n, p in model.named_parameters() if n.endswith(("lora_B.weight", "0.mlp.up_proj.weight")))
+    shown = ("lora_B.default.weight", "0.mlp.up_proj.weight")
+    name, p = next((n, p) for n, p in model.named_parameters() if n.endswith(shown))
     expected = gradients["0.q"][1] if lora else gradients["0.up"]
     if np.abs(p.grad - expected).max() > 1e-4:
         raise MiniloraError(f"the yardstick and the model disagree on the gradient of {name}")

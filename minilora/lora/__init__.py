@@ -1,7 +1,12 @@
 """LoRA: configuration, layers, the adapted model, PEFT's files."""
 
 from minilora.lora.config import LoraConfig
-from minilora.lora.layers import LoraLinear
-from minilora.lora.model import PeftModel, find_targets, get_peft_model
+from minilora.lora.fused import LoraMergedLinear
+from minilora.lora.layers import LORA_LAYERS, LoraEmbedding, LoraLayer, LoraLinear
+from minilora.lora.model import PeftModel, get_peft_model
+from minilora.lora.targets import find_targets
 
-__all__ = ["LoraConfig", "LoraLinear", "PeftModel", "find_targets", "get_peft_model"]
+__all__ = [
+    "LORA_LAYERS", "LoraConfig", "LoraEmbedding", "LoraLayer", "LoraLinear", "LoraMergedLinear", "PeftModel",
+    "find_targets", "get_peft_model",
+]  # fmt: skip

@@ -1,23 +1,29 @@
-"""get_peft_model: freeze a model and put adapters beside its linear layers.
+"""get_peft_model: freeze a model and put adapters beside its layers.
 
 model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16))
 model.print_trainable_parameters()
-model.save_pretrained("adapter")             # PEFT's files
-with model.disable_adapter(): ...            # the base model again
-base = model.merge_and_unload()              # W₀ + ΔW, no adapter
+model.save_pretrained("adapter")                 # PEFT's files
+model.load_adapter("other", "other"); model.set_adapter(["default", "other"])      # both: their updates add
+model(ids, adapter_names=["default", "__base__"])                                  # one for each row
+with model.disable_adapter(): ...                # the base model again
+base = model.merge_and_unload()                  # W₀ + ΔW, no adapter
 """
 
-import re
+import dataclasses
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 import numpy as np
 
-from minilora.errors import ConfigError
-from minilora.lora import files
+from minilora.errors import ConfigError, unknown_name
+from minilora.lora import combine, files, folder, merge
+from minilora.lora.attach import attach, check_beside, detach, lora_layers, wrappers
 from minilora.lora.config import LoraConfig
-from minilora.lora.layers import LoraLinear
-from minilora.nn import Linear, Module, QuantizedLinear
+from minilora.lora.container import check_adapter_name
+from minilora.lora.fingerprint import fingerprint
+from minilora.lora.layers import LoraLayer
+from minilora.lora.rows import BASE
+from minilora.lora.saved import TrainedBiases
+from minilora.nn import Module, Parameter
 
 
 class LoraModel(Module):
@@ -28,32 +34,56 @@ class LoraModel(Module):
 
 
 class PeftModel(Module):
-    def __init__(self, model: Module, config: LoraConfig, seed: int = 0):
-        paths = find_targets(model, config.target_modules)
-        model.requires_grad_(False)
-        rng = np.random.default_rng(seed)
-        for path in paths:
-            model.set_submodule(path, LoraLinear(model.get_submodule(path), config, rng))
-        self.base_model, self.peft_config = LoraModel(model), config
+    """A frozen model with adapters. What it lacks, such as loss or config, is the base model's."""
 
-    @property
-    def config(self):
-        return self.base_model.model.config
+    def __init__(self, model: Module, config: LoraConfig, adapter_name="default", seed: int = 0, init: bool = True):
+        if lora_layers(model) or wrappers(model):
+            raise ConfigError("this model already has adapters; add_adapter(), or merge_and_unload() them first")
+        self.peft_config: dict[str, LoraConfig] = {}
+        self.biases: dict[str, TrainedBiases] = {}
+        self.active_adapters: list[str] = []
+        self.enabled = True
+        self.fingerprint = fingerprint(model)
+        self.base_model = LoraModel(model)
+        self.add_adapter(adapter_name, config, seed, init)
+        self.requires_grad_(False)
+        self.set_adapter(adapter_name)
 
-    def forward(self, *args, **kwargs):
-        return self.base_model.model(*args, **kwargs)
+    def __getattr__(self, name: str):
+        if name.startswith("__") or "base_model" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.get_base_model(), name)
 
-    def loss(self, *args, **kwargs):
-        return self.base_model.model.loss(*args, **kwargs)
+    def __repr__(self) -> str:
+        from minilora.lora.tree import tree
 
-    def target_logits(self, *args):
-        return self.base_model.model.target_logits(*args)
+        return tree(self).text()
 
-    def new_cache(self, *args):
-        return self.base_model.model.new_cache(*args)
+    def _repr_svg_(self) -> str:
+        from minilora.lora.tree import repr_svg
 
-    def adapters(self) -> dict[str, LoraLinear]:
-        return {path: m for path, m in self.named_modules() if isinstance(m, LoraLinear)}
+        return repr_svg(self)
+
+    def get_base_model(self) -> Module:
+        return self.base_model.model
+
+    def forward(self, *args, adapter_names: list[str] | None = None, **kwargs):
+        """As the base model's. adapter_names: the adapter of each row of the batch, "__base__" for none."""
+        if adapter_names is None:
+            return self.get_base_model()(*args, **kwargs)
+        with self._rows(adapter_names):
+            return self.get_base_model()(*args, **kwargs)
+
+    def adapters(self) -> dict[str, LoraLayer]:
+        """The adapted layers, by path."""
+        return lora_layers(self)
+
+    def adapter_parameters(self, name: str) -> list[Parameter]:
+        """All that an adapter trains: A, B and magnitudes, copies of modules, biases."""
+        found = [p for layer in lora_layers(self).values() for p in layer.adapter_parameters(name)]
+        for wrapper in wrappers(self).values():
+            found += wrapper.modules_to_save[name].parameters() if name in wrapper.modules_to_save else []
+        return found + (list(self.biases[name].parameters.values()) if name in self.biases else [])
 
     def trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) parameters; a 4-bit weight counts as one parameter."""
@@ -63,73 +93,205 @@ class PeftModel(Module):
         trainable, total = self.trainable_parameters()
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
+    # Adding and choosing.
+
+    def add_adapter(self, adapter_name: str, config: LoraConfig, seed: int = 0, init: bool = True):
+        """Another adapter beside the same model, neither active nor trainable until set_adapter. Raises ConfigError."""
+        check_adapter_name(adapter_name)
+        self._check_not_merged()
+        if adapter_name in self.peft_config:
+            raise ConfigError(f"there is an adapter {adapter_name!r}; delete_adapter() it, or choose another name")
+        check_beside(config, list(self.peft_config.values()))
+        if init and config.task_type is None and hasattr(self.get_base_model(), "new_cache"):
+            config = dataclasses.replace(config, task_type="CAUSAL_LM")  # which PEFT then loads as such
+        biases = attach(self.get_base_model(), adapter_name, config, np.random.default_rng(seed), init)
+        if biases is not None:
+            self.biases[adapter_name] = biases
+        self.peft_config[adapter_name] = config
+        for p in self.adapter_parameters(adapter_name):
+            p.requires_grad = False
+        self._apply()
+
+    def set_adapter(self, adapter_name: str | list[str], is_trainable: bool = True):
+        """Make one or several adapters active, their updates adding up, and only these trainable."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
+        if not names:
+            raise ConfigError("set_adapter needs a name; with model.disable_adapter(): runs the base alone")
+        self._check_not_merged()
+        self._check_together(names)
+        self.active_adapters = names
+        for name in self.peft_config:
+            for p in self.adapter_parameters(name):
+                p.requires_grad = name in names and is_trainable
+        self._apply()
+
+    @property
+    def active_adapter(self) -> str | list[str]:
+        return self.active_adapters[0] if len(self.active_adapters) == 1 else self.active_adapters
+
+    def delete_adapter(self, adapter_name: str):
+        """Forget an adapter. If no other was active, the first that is left becomes so."""
+        self._check_known([adapter_name])
+        self._check_not_merged()
+        if len(self.peft_config) == 1:
+            raise ConfigError(f"{adapter_name!r} is the only adapter; unload() gives the base model back")
+        self._forget(adapter_name)
+        self.set_adapter([n for n in self.active_adapters if n != adapter_name] or next(iter(self.peft_config)))
+
+    def _forget(self, name: str):
+        if name in self.biases:
+            self.biases.pop(name).switch(False)
+        detach(self.get_base_model(), name)
+        del self.peft_config[name]
+
+    def _check_known(self, names: list[str]):
+        for name in names:
+            if name not in self.peft_config:
+                raise unknown_name("adapter", name, self.peft_config)
+
+    def _check_together(self, names: list[str]):
+        self._check_known(names)
+        for path, wrapper in wrappers(self.get_base_model()).items():
+            both = [name for name in names if name in wrapper.modules_to_save]
+            if len(both) > 1:
+                raise ConfigError(f"{' and '.join(both)} each have their own {path}: copies cannot be added up")
+
+    def _check_not_merged(self):
+        if any(layer.merged_adapters for layer in lora_layers(self).values()):
+            raise ConfigError("an adapter is merged into the base; unmerge_adapter() first")
+
+    def _parts(self) -> list:
+        return [*lora_layers(self).values(), *wrappers(self).values()]
+
+    def _apply(self):
+        """Tell every part which adapters are active, and whether any is."""
+        for part in self._parts():
+            part.active_adapters, part.enabled = list(self.active_adapters), self.enabled
+        for name, biases in self.biases.items():
+            biases.switch(self.enabled and name in self.active_adapters)
+
     @contextmanager
     def disable_adapter(self):
-        """Within it the model is its base."""
-        layers = self.adapters().values()
-        before = [layer.enabled for layer in layers]
+        """Within it the model is its base, exactly; what PiSSA and OLoRA took out of the weight is put back by a
+        product (within rounding), and LoftQ's base is the quantized weight."""
+        before = [(part, part.enabled) for part in self._parts()]
+        was, self.enabled = self.enabled, False
+        self._apply()
         try:
-            for layer in layers:
-                layer.enabled = False
             yield
         finally:
-            for layer, enabled in zip(layers, before, strict=True):
-                layer.enabled = enabled
+            self.enabled = was
+            self._apply()
+            for part, enabled in before:
+                part.enabled = enabled
 
-    def merge_and_unload(self) -> Module:
-        """The base model with ΔW added to its weights and no adapter; quantized layers become float ones."""
-        model = self.base_model.model
-        for path, layer in [(p, m) for p, m in model.named_modules() if isinstance(m, LoraLinear)]:
-            model.set_submodule(path, layer.merged())
-        return model
+    @contextmanager
+    def _rows(self, adapter_names: list[str]):
+        self._check_not_merged()
+        self._check_known([name for name in adapter_names if name != BASE])
+        if any(name in self.biases for name in adapter_names):
+            raise ConfigError("an adapter with biases of its own cannot be used for some rows of a batch only")
+        in_use = [b for b in self.biases.values() if b.on]
+        try:
+            for part in self._parts():
+                part.adapter_names = list(adapter_names)
+            for biases in in_use:
+                biases.switch(False)
+            yield
+        finally:
+            for part in self._parts():
+                part.adapter_names = None
+            for biases in in_use:
+                biases.switch(True)
 
-    def adapter_state_dict(self) -> dict[str, np.ndarray]:
-        return {name: p.data for name, p in self.named_parameters() if ".lora_" in name}
+    # Merging and combining.
 
-    def save_pretrained(self, folder):
-        """Write adapter_config.json and adapter_model.safetensors, whole or not at all."""
-        files.save_adapter(folder, self.peft_config, self.adapter_state_dict())
+    def merge_adapter(self, adapter_names: list[str] | None = None, requantize: bool = False):
+        """Put W₀ + ΔW of the active (or the named) adapters in the layers' place, the base being kept.
+
+        A quantized base is merged into floats. With requantize the sum is rounded to the base's code again; what then
+        survives of ΔW is returned (merge.Survival) and warned of.
+        """
+        self._check_not_merged()
+        names = self.active_adapters if adapter_names is None else adapter_names
+        self._check_together(names)
+        return merge.report({p: merge.merge(m, p, names, requantize) for p, m in lora_layers(self).items()})
+
+    def unmerge_adapter(self):
+        """Undo merge_adapter: the very weights from before."""
+        for layer in lora_layers(self).values():
+            merge.unmerge(layer)
+
+    def merge_and_unload(self, adapter_names: list[str] | None = None, requantize: bool = False) -> Module:
+        """The base model with ΔW added to its weights and no adapter. requantize: as merge_adapter; what survived of
+        each layer is left in `merge_survival` of the model."""
+        names = self.active_adapters if adapter_names is None else adapter_names
+        self._check_together(names)
+        self.unmerge_adapter()
+        for name, biases in self.biases.items():
+            biases.switch(name in names)
+        return merge.merge_and_unload(self.get_base_model(), names, requantize)
+
+    def unload(self) -> Module:
+        """The base model without its adapters."""
+        self.unmerge_adapter()
+        for name in list(self.peft_config):
+            self._forget(name)
+        return self.get_base_model()
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "svd",
+        svd_rank: int | None = None, density: float | None = None, majority_sign_method: str = "total",
+    ) -> combine.Combination:  # fmt: skip
+        """A new adapter from Σ w ΔW of others (see combine.py), and how far it is from that sum."""
+        self._check_known(adapters)
+        options = {"rank": svd_rank, "density": density, "sign": majority_sign_method}
+        return combine.add_weighted_adapter(self, adapters, weights, adapter_name, combination_type, options)
+
+    # Files.
+
+    def adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, np.ndarray]:
+        """The arrays of one adapter, the active one unless named, by their names in PEFT's files."""
+        return folder.state_dict(self, adapter_name or self.active_adapters[0])
+
+    def save_pretrained(self, save_directory, selected_adapters: list[str] | None = None, to_plain_lora: bool = False):
+        """Write adapter_config.json and adapter_model.safetensors, read them again and compare.
+
+        "default" goes into the folder itself, another adapter into one of its name within. An adapter that began as
+        PiSSA or OLoRA is saved as it is: loading it takes the same part out of the base weight again, here and in PEFT.
+        to_plain_lora writes BA - B₀A₀ instead, of rank 2 r, for the unchanged base. LoftQ's needs its quantized base.
+        """
+        names = list(self.peft_config) if selected_adapters is None else selected_adapters
+        self._check_known(names)
+        for name in names:
+            folder.save(self, save_directory, name, to_plain_lora)
 
     @classmethod
-    def from_pretrained(cls, model: Module, folder) -> "PeftModel":
-        """`model` with the adapter of a folder. Raises FileFormatError or ConfigError; `model` is then unchanged."""
-        config, arrays = files.load_adapter(folder)
-        wanted = {}
-        for path in find_targets(model, config.target_modules):
-            d_out, d_in = model.get_submodule(path).shape
-            wanted[f"base_model.model.{path}.lora_A.weight"] = (config.r, d_in)
-            wanted[f"base_model.model.{path}.lora_B.weight"] = (d_out, config.r)
-        files.check_names_and_shapes(folder, arrays, wanted)
-        peft = cls(model, config)
-        for name, p in peft.named_parameters():
-            if ".lora_" in name:
-                p.data = arrays[name]
+    def from_pretrained(
+        cls, model: Module, folder_path, adapter_name: str = "default", is_trainable: bool = True,
+        allow_other_base: bool = False,
+    ) -> "PeftModel":  # fmt: skip
+        """`model` with the adapter of a folder. Raises FileFormatError or ConfigError; `model` is then unchanged.
+
+        is_trainable: False freezes it (PEFT's default). allow_other_base: go on where the file's fingerprint says that
+        it was trained beside another base model.
+        """
+        arrays, config, trained_on = files.load_adapter(folder_path)
+        folder.check(model, folder_path, arrays, config, trained_on, fingerprint(model), allow_other_base)
+        peft = cls(model, config, adapter_name, init=False)
+        folder.fill(peft, adapter_name, arrays)
+        peft.set_adapter(adapter_name, is_trainable)
         return peft
 
+    def load_adapter(self, folder_path, adapter_name: str, allow_other_base: bool = False):
+        """Add the adapter of a folder under a name; set_adapter makes it active. Raises as from_pretrained."""
+        arrays, config, trained_on = files.load_adapter(folder_path)
+        model = self.get_base_model()
+        folder.check(model, folder_path, arrays, config, trained_on, self.fingerprint, allow_other_base)
+        self.add_adapter(adapter_name, config, init=False)
+        folder.fill(self, adapter_name, arrays)
 
-def get_peft_model(model: Module, config: LoraConfig, seed: int = 0) -> PeftModel:
-    """Freeze `model` and attach adapters to its target layers (in place); seed draws the A matrices."""
-    return PeftModel(model, config, seed)
 
-
-def find_targets(model: Module, target_modules: str | list[str]) -> list[str]:
-    """Paths of the linear layers that target_modules names. Raises ConfigError listing those that exist."""
-    linear = [path for path, m in model.named_modules() if isinstance(m, (Linear, QuantizedLinear))]
-    if any(isinstance(m, LoraLinear) for _, m in model.named_modules()):
-        raise ConfigError("this model already has adapters; merge_and_unload() them first")
-    if target_modules == "all-linear":
-        found = [path for path in linear if path.rpartition(".")[2] != "lm_head"]
-    elif isinstance(target_modules, str):
-        found = [path for path in linear if re.fullmatch(target_modules, path)]
-    else:
-        found = [path for path in linear if any(f".{path}".endswith(f".{name}") for name in target_modules)]
-    if not found:
-        names = sorted({path.rpartition(".")[2] for path in linear})
-        asked = [target_modules] if isinstance(target_modules, str) else target_modules
-        near = [n for name in asked for n in get_close_matches(name, names, n=1)]
-        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-        raise ConfigError(
-            f"target_modules={target_modules!r} matches no linear layer.{hint} There are {', '.join(names)}, "
-            f"as in {linear[0] if linear else 'none'}; or say 'all-linear'."
-        )
-    return found
+def get_peft_model(model: Module, config: LoraConfig, adapter_name: str = "default", seed: int = 0) -> PeftModel:
+    """Freeze `model` and attach an adapter to its target layers (in place); seed draws what starts random."""
+    return PeftModel(model, config, adapter_name, seed)

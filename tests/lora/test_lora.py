@@ -1,76 +1,148 @@
-import json
+"""The laws of LoRA, on a layer and on a small model."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lora.cases import IDS, KINDS, ab, adapted, in_float64, inputs, kinds, lora_layer, model, run, shake, sizes
 
-from minilora import LoraConfig, PeftModel, get_peft_model, load_model, no_grad, quantize_model
-from minilora.errors import ConfigError, FileFormatError, MiniloraError
-from minilora.nn import CausalLM, TransformerConfig
-
-
-def model(seed=0):
-    return CausalLM(TransformerConfig(20, 16, 24, 2, 4, max_position_embeddings=32), seed)
+from minilora import LoraConfig, Tensor, get_peft_model, ledger, no_grad, quantize_model
+from minilora.errors import ConfigError
+from minilora.nn import Linear
 
 
-def perturb(peft, rng):
-    """Adapters as after some training: B is not zero any more."""
-    for layer in peft.adapters().values():
-        layer.lora_B.weight.data = rng.standard_normal(layer.lora_B.weight.shape, np.float32) * np.float32(0.1)
-    return peft
-
-
-IDS = np.arange(10).reshape(2, 5)
+@given(kinds, sizes, sizes, sizes, st.sampled_from([True, "gaussian"]), st.booleans(), st.integers(0, 9))
+def test_at_first_nothing_changes_exactly(kind, d_out, d_in, r, init, dora, seed):
+    rng = np.random.default_rng(seed)
+    layer = lora_layer(kind, d_out, d_in, rng, trained=False, r=r, init_lora_weights=init, use_dora=dora)
+    x = inputs(kind, d_in, rng)
+    np.testing.assert_array_equal(layer(x).data, layer.base_layer(x).data)
+    A, B = ab(layer)
+    assert A.any() != B.any()  # exactly one of them is zero
+    assert A.dtype == B.dtype == np.float32 and A.shape == (r, d_in) and B.shape == (d_out, r)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_at_first_nothing_changes_exactly(quantized):
-    base = model()
-    if quantized:
-        quantize_model(base)
-    with no_grad():
-        before = base(IDS).data
-        peft = get_peft_model(base, LoraConfig(r=4, lora_alpha=8))
-        np.testing.assert_array_equal(peft(IDS).data, before)
+def test_a_model_is_its_base_at_first(quantized):
+    base = quantize_model(model()) if quantized else model()
+    before = run(base)
+    np.testing.assert_array_equal(run(get_peft_model(base, LoraConfig(r=4, lora_alpha=8))), before)
 
 
-@given(st.integers(1, 8), st.floats(0.5, 64))
-def test_delta_weight_is_alpha_over_r_times_b_a_of_rank_r(r, alpha):
-    rng = np.random.default_rng(r)
-    peft = perturb(get_peft_model(model(), LoraConfig(r=r, lora_alpha=alpha)), rng)
-    for layer in peft.adapters().values():
-        delta = layer.delta_weight()
-        assert np.linalg.matrix_rank(delta) <= r
-        np.testing.assert_allclose(
-            delta, alpha / r * layer.lora_B.weight.data @ layer.lora_A.weight.data, rtol=1e-5, atol=1e-7
-        )
+@given(kinds, sizes, sizes, sizes, st.floats(0.5, 64), st.booleans(), st.integers(0, 9))
+def test_the_update_is_scaling_times_b_a_of_rank_r(kind, d_out, d_in, r, alpha, rslora, seed):
+    rng = np.random.default_rng(seed)
+    layer = lora_layer(kind, d_out, d_in, rng, np.float64, r=r, lora_alpha=alpha, use_rslora=rslora)
+    A, B = ab(layer)
+    delta = layer.delta_weight()
+    np.testing.assert_allclose(delta, alpha / (r**0.5 if rslora else r) * B @ A, rtol=1e-12, atol=1e-13)
+    assert np.linalg.matrix_rank(delta, tol=1e-9) <= r
+    x = inputs(kind, d_in, rng, np.float64)
+    update = delta.T[x] if kind == "embedding" else x.data @ delta.T
+    np.testing.assert_allclose(layer(x).data - layer.base_layer(x).data, update, atol=1e-10)
+    before = layer.base_layer(x).data
+    layer.scaling["default"] *= 3  # linear in alpha / r
+    np.testing.assert_allclose(layer(x).data - before, 3 * update, atol=1e-10)
 
 
-def test_merged_is_adapted_and_disabled_is_base(rng):
-    base = model()
-    with no_grad():
-        plain = base(IDS).data
-        peft = perturb(get_peft_model(base, LoraConfig(r=4, lora_alpha=8)), rng)
-        adapted = peft(IDS).data
-        with peft.disable_adapter():
-            np.testing.assert_array_equal(peft(IDS).data, plain)
-        np.testing.assert_array_equal(peft(IDS).data, adapted)
-        assert np.abs(adapted - plain).max() > 1e-3
-        merged = peft.merge_and_unload()
-        np.testing.assert_allclose(merged(IDS).data, adapted, atol=1e-5)
+@given(st.sampled_from(KINDS[:2]), sizes, sizes, sizes, st.integers(0, 9))
+def test_gauge_freedom(kind, d_out, d_in, r, seed):
+    """(B M, M⁻¹ A) is the same adapter for every invertible M."""
+    rng = np.random.default_rng(seed)
+    layer = lora_layer(kind, d_out, d_in, rng, np.float64, r=r)
+    x = inputs(kind, d_in, rng, np.float64)
+    before, (A, B) = layer(x).data, ab(layer)
+    M = rng.standard_normal((r, r)) + 3 * np.eye(r)
+    M = M if np.linalg.cond(M) < 1e3 else np.eye(r)
+    layer.load_state("default", {"lora_A.weight": np.linalg.solve(M, A), "lora_B.weight": B @ M})
+    np.testing.assert_allclose(layer(x).data, before, atol=1e-9)
 
 
-def test_merging_into_a_quantized_base_gives_float_layers(rng):
-    base = quantize_model(model())
-    peft = perturb(get_peft_model(base, LoraConfig(r=4)), rng)
-    with no_grad():
-        adapted = peft(IDS).data
-        np.testing.assert_allclose(peft.merge_and_unload()(IDS).data, adapted, atol=1e-5)
+@given(kinds, sizes, sizes, sizes, st.booleans(), st.integers(0, 9))
+def test_merged_is_unmerged(kind, d_out, d_in, r, dora, seed):
+    rng = np.random.default_rng(seed)
+    layer = lora_layer(kind, d_out, d_in, rng, np.float64, r=r, use_dora=dora)
+    x = inputs(kind, d_in, rng, np.float64)
+    expected, plain = layer(x).data, layer.merged()
+    assert type(plain) is (type(layer.base_layer) if kind != "4-bit" else Linear)
+    rounding = 1e-12 if kind != "4-bit" else 1e-6  # the 4-bit product is made of float32
+    np.testing.assert_allclose(plain(x).data, expected, atol=rounding * max(1, np.abs(expected).max()))
+
+
+@given(sizes, sizes, st.integers(0, 9))
+def test_full_rank_reproduces_any_update(d_out, d_in, seed):
+    rng = np.random.default_rng(seed)
+    r = min(d_out, d_in)
+    layer = lora_layer("linear", d_out, d_in, rng, np.float64, r=r, lora_alpha=3)
+    wanted = rng.standard_normal((d_out, d_in))
+    U, S, Vt = np.linalg.svd(wanted, full_matrices=False)
+    layer.load_state("default", {"lora_A.weight": Vt, "lora_B.weight": U * S / layer.scaling["default"]})
+    np.testing.assert_allclose(layer.delta_weight(), wanted, atol=1e-12)
+
+
+@given(kinds, sizes, sizes, st.integers(0, 9))
+def test_adapters_add(kind, d_out, d_in, seed):
+    rng = np.random.default_rng(seed)
+    layer = lora_layer(kind, d_out, d_in, rng, np.float64, r=2)
+    layer.add_adapter("other", LoraConfig(r=3, lora_alpha=5), rng)
+    shake(layer.adapter_parameters("other"), rng)
+    x, out = inputs(kind, d_in, rng, np.float64), {}
+    for names in ([], ["default"], ["other"], ["default", "other"], ["other", "default"]):
+        layer.active_adapters = names
+        out[tuple(names)] = layer(x).data
+    both = out["default",] + out["other",] - out[()]
+    np.testing.assert_allclose(out["default", "other"], both, atol=1e-12 * max(1, np.abs(both).max()))
+    np.testing.assert_allclose(out["other", "default"], both, atol=1e-12 * max(1, np.abs(both).max()))
+    np.testing.assert_array_equal(out[()], layer.base_layer(x).data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_gradients_of_a_and_b(kind, dora, rng):
+    """Against finite differences of the output in a random direction."""
+    layer = lora_layer(kind, 5, 7, rng, np.float64, r=2, lora_alpha=3)
+    if dora:  # the norm is a constant in backward, so only the magnitude's gradient is that of the function
+        layer = lora_layer(kind, 5, 7, rng, np.float64, r=2, lora_alpha=3, use_dora=True)
+    x, g = inputs(kind, 7, rng, np.float64), rng.standard_normal((3, 4, 5))
+    layer(x).backward(g)
+    for p in layer.adapter_parameters("default")[2 * dora :]:
+        v, before = rng.standard_normal(p.shape), p.data
+        ends = []
+        for step in (1e-6, -1e-6):
+            p.data = before + step * v
+            ends.append((layer(x).data * g).sum())
+        p.data = before
+        assert (p.grad * v).sum() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6)
+
+
+def descend(layer, wanted, steps=800):
+    """Gradient descent on ‖(W₀ + ΔW) - (W₀ + wanted)‖² / 2: the inputs are the unit vectors."""
+    x = Tensor(np.eye(wanted.shape[1]))
+    goal = layer.base_layer(x).data + wanted.T
+    A, B = layer.A("default"), layer.B("default")
+    for _ in range(steps):
+        error = layer(x) - goal
+        (error * error).sum().backward()
+        for p in (A, B):
+            p.data, p.grad = p.data - 0.1 * p.grad, None
+    return ((layer(x).data - goal) ** 2).sum()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_trained_adapter_reaches_what_its_rank_allows(k):
+    """A planted update of rank k is found at r = k; below, what is left is what Eckart and Young say."""
+    rng = np.random.default_rng(k)
+    U, V = (np.linalg.qr(rng.standard_normal((n, k)))[0] for n in (6, 5))
+    S = np.array([1.5, 1.0, 0.5])[:k]
+    wanted = (U * S) @ V.T
+    for r in range(1, k + 1):
+        layer = lora_layer("linear", 6, 5, rng, np.float64, trained=False, r=r, lora_alpha=r)
+        left = descend(layer, wanted)
+        assert left == pytest.approx((S[r:] ** 2).sum(), abs=1e-10)
 
 
 def test_only_adapters_get_gradients():
-    peft = get_peft_model(model(), LoraConfig(r=2))
+    peft = adapted(r=2)
     peft.loss(IDS, IDS).backward()
     for name, p in peft.named_parameters():
         assert (p.grad is not None) == ("lora_" in name)
@@ -80,12 +152,32 @@ def test_only_adapters_get_gradients():
             assert p.grad.any()
 
 
-@pytest.mark.parametrize(
-    ("targets", "count"),
-    [("all-linear", 14), (["q_proj"], 2), (["q_proj", "v_proj"], 4), (["mlp.up_proj"], 2), (r".*\.0\..*_proj", 7)],
-)
-def test_target_modules(targets, count):
-    assert len(get_peft_model(model(), LoraConfig(target_modules=targets)).adapters()) == count
+def test_no_activation_is_held_for_a_frozen_weight(rng):
+    """Beside a frozen W₀ the tape holds A x, for B, and x, for A: W₀'s own product adds nothing to it."""
+    layer = lora_layer("linear", 512, 256, rng, r=4)
+    layer.base_layer.requires_grad_(False)
+    x = Tensor(rng.standard_normal((32, 256), np.float32), requires_grad=True) * 1.0
+
+    def held(run):
+        y, tape = run(), ledger()
+        del y
+        return tape.total + tape.parameters
+
+    whole, alone = held(lambda: layer(x)), held(lambda: layer.down(layer.A("default"), x))
+    frozen, low = held(lambda: layer.base_layer(x)), 32 * 4 * 4
+    assert frozen == layer.base_layer.weight.data.nbytes  # to send the gradient on; the input is not kept
+    assert whole - frozen - alone == low + layer.B("default").data.nbytes
+    layer.base_layer.requires_grad_(True)
+    assert held(lambda: layer.base_layer(x)) == frozen + x.data.nbytes
+
+
+def test_dropout_acts_on_the_adapter_only_in_training(rng):
+    peft = adapted(rng, lora_dropout=0.5)
+    assert np.array_equal(run(peft), run(peft))
+    peft.train()
+    assert not np.array_equal(run(peft), run(peft))
+    with peft.disable_adapter():
+        np.testing.assert_array_equal(run(peft), run(peft))
 
 
 def test_print_trainable_parameters(capsys):
@@ -93,62 +185,50 @@ def test_print_trainable_parameters(capsys):
     assert capsys.readouterr().out == "trainable params: 128 || all params: 4,880 || trainable%: 2.6230\n"
 
 
-def test_bad_configurations():
-    with pytest.raises(ConfigError, match=r"Did you mean 'q_proj'.*down_proj, gate_proj"):
-        get_peft_model(model(), LoraConfig(target_modules=["q_prj"]))
-    with pytest.raises(ConfigError, match="already has adapters"):
-        get_peft_model(get_peft_model(model(), LoraConfig()), LoraConfig())
-    for fields in ({"r": 0}, {"lora_alpha": 0}, {"lora_dropout": 1.0}, {"target_modules": []}):
-        with pytest.raises(ConfigError, match=next(iter(fields))):
-            LoraConfig(**fields)
+def test_names_are_peft_s(rng):
+    peft = adapted()
+    path = "base_model.model.model.layers.0.self_attn.q_proj"
+    names = dict(peft.named_parameters())
+    assert {
+        f"{path}.lora_A.default.weight",
+        f"{path}.lora_B.default.weight",
+        f"{path}.base_layer.weight",
+    } <= names.keys()
+    layer = peft.adapters()[path]
+    assert layer.lora_A.weight is layer.lora_A["default"].weight  # with one adapter, for short
+    peft.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(AttributeError, match="2 adapters"):
+        _ = layer.lora_A.weight
+    with pytest.raises(KeyError):
+        layer.lora_A["third"]
+    assert list(layer.lora_A) == ["default", "other"] and f"{path}.lora_B.other.weight" in peft.state_dict()
 
 
-def test_dropout_acts_on_the_adapter_only_in_training(rng):
-    peft = perturb(get_peft_model(model(), LoraConfig(lora_dropout=0.5)), rng)
+def test_a_model_in_float64_keeps_it(rng):
+    peft = adapted(rng, in_float64(model()), r=3)
+    assert {p.dtype for p in peft.parameters()} == {np.dtype(np.float64)}
+    expected = run(peft)
+    np.testing.assert_allclose(run(peft.merge_and_unload()), expected, atol=1e-12)
+
+
+def test_seeds_decide(rng):
+    states = [adapted(seed=seed).adapter_state_dict() for seed in (1, 1, 2)]
+    name = next(n for n in states[0] if "lora_A" in n)
+    np.testing.assert_array_equal(states[0][name], states[1][name])
+    assert not np.array_equal(states[0][name], states[2][name])
+
+
+def test_a_model_with_adapters_is_not_adapted_again():
+    peft = adapted()
+    for again in (peft, peft.get_base_model()):
+        with pytest.raises(ConfigError, match="already has adapters"):
+            get_peft_model(again, LoraConfig())
+
+
+def test_what_it_lacks_is_the_base_model_s():
+    peft = adapted()
+    assert peft.config is peft.get_base_model().config
     with no_grad():
-        assert np.array_equal(peft(IDS).data, peft(IDS).data)
-        peft.train()
-        assert not np.array_equal(peft(IDS).data, peft(IDS).data)
-
-
-def test_files_round_trip(tmp_path, rng):
-    peft = perturb(get_peft_model(model(), LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "o_proj"])), rng)
-    peft.save_pretrained(tmp_path / "a")
-    again = PeftModel.from_pretrained(model(), tmp_path / "a")
-    with no_grad():
-        np.testing.assert_array_equal(again(IDS).data, peft(IDS).data)
-
-
-def test_peft_s_own_adapter_gives_its_logits(tiny_llama):
-    reference = np.load(tiny_llama / "reference_logits.npz")
-    base, tokenizer = load_model(tiny_llama)
-    assert tokenizer is None
-    with no_grad():
-        np.testing.assert_allclose(base(reference["input_ids"]).data, reference["logits_base"], atol=1e-5)
-        peft = PeftModel.from_pretrained(base, tiny_llama / "adapter_default")
-        np.testing.assert_allclose(peft(reference["input_ids"]).data, reference["logits_default"], atol=1e-5)
-        merged = peft.merge_and_unload()
-        np.testing.assert_allclose(merged(reference["input_ids"]).data, reference["logits_default_merged"], atol=1e-5)
-
-
-def test_adapters_that_do_not_fit_are_refused(tmp_path):
-    get_peft_model(model(), LoraConfig(r=3)).save_pretrained(tmp_path)
-    bigger = CausalLM(TransformerConfig(20, 16, 24, 3, 4, max_position_embeddings=32))
-    with pytest.raises(FileFormatError, match="lacks 14 arrays"):
-        PeftModel.from_pretrained(bigger, tmp_path)
-    wider = CausalLM(TransformerConfig(20, 32, 24, 2, 4, max_position_embeddings=32))
-    with pytest.raises(FileFormatError, match="this model needs"):
-        PeftModel.from_pretrained(wider, tmp_path)
-    config = tmp_path / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    with pytest.raises(ConfigError, match="use_dora=True is not implemented"):
-        PeftModel.from_pretrained(model(), tmp_path)
-    config.write_text("{")
-    with pytest.raises(FileFormatError, match="not a readable"):
-        PeftModel.from_pretrained(model(), tmp_path)
-
-
-def test_an_adapter_is_not_written_where_it_cannot_be(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(MiniloraError, match="cannot be made"):
-        get_peft_model(model(), LoraConfig()).save_pretrained(tmp_path / "file" / "adapter")
+        assert peft.loss(IDS, IDS).item() == peft.get_base_model().loss(IDS, IDS).item()
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = peft.nonsense

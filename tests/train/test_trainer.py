@@ -166,7 +166,7 @@ def test_a_run_that_was_never_good_overwrites_nothing(tmp_path):
 def test_adapters_that_do_not_move_are_an_error(tmp_path):
     peft = adapted()
     for layer in peft.adapters().values():
-        layer.scaling = 0.0
+        layer.scaling["default"] = 0.0
     with pytest.raises(TrainingError, match="changed none of the 14 lora_B"):
         train(tmp_path / "out", peft)
 
