@@ -78,7 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     gen.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
 
     bench = add("bench", _bench, "measure speed: ratios in one process")
-    bench.add_argument("subject", choices=["train"])
+    bench.add_argument("subject", choices=["train", "quant"])
+    bench.add_argument("--size", type=int, help="quant: how many float32 (default 16,777,216)")
+
+    experiment = add("experiment", _experiment, "rerun a study: tables, pictures, and its results as JSON")
+    experiment.add_argument("study", choices=["quant-error"])
+    experiment.add_argument("--output-dir", "--output_dir", help="where to write (default: the study's name)")
+    experiment.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
+    experiment.add_argument("--seed", type=int, default=0)
+    experiment.add_argument("--quick", action="store_true", help="less of everything, under a minute")
+    levels = "study a 4-bit code of yours too: its levels, from -1 to 1, in a JSON file"
+    experiment.add_argument("--code", action="append", default=[], metavar="NAME=FILE", help=levels)
 
     add("doctor", _doctor, "what this machine has and lacks")
     return parser
@@ -188,9 +198,25 @@ def _generate(args):
 
 
 def _bench(args):
-    from minilora.bench import train
+    from minilora.bench import quant, train
 
-    train.main()
+    if args.subject == "train":
+        train.main()
+    else:
+        quant.main(quant.SIZE if args.size is None else args.size)
+
+
+def _experiment(args):
+    import shlex
+
+    from minilora.experiments import quant_error
+
+    quant_error.register_files(args.code)
+    command = f"minilora {shlex.join(sys.argv[1:])}"
+    quant_error.run(
+        args.output_dir or args.study, quick=args.quick, seed=args.seed, overwrite=args.overwrite, say=_say,
+        command=command,
+    )  # fmt: skip
 
 
 def _doctor(args):

@@ -1,8 +1,9 @@
 """Charts as SVG text: a loss curve, weights with the levels they are rounded to, and bars of memory by part.
 
-Colours are CSS variables with a fallback, so that a page can give dark ones.
+Colours are CSS variables with a fallback, so that a page can give dark ones; `standalone` gives a picture its own.
 """
 
+import math
 from html import escape
 
 import numpy as np
@@ -12,32 +13,41 @@ from minilora.errors import DataError
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 44, 30, 16
 INK, FAINT, BLUE, ORANGE = "var(--ink,#222)", "var(--faint,#ddd)", "var(--blue,#2b6cb0)", "var(--orange,#c05621)"
 SHADES = BLUE, ORANGE, "var(--green,#2f855a)", "var(--violet,#6b46c1)", "var(--grey,#718096)"
+_LIGHT = "--ink:#1a202c;--faint:#e2e8f0;--blue:#2b6cb0;--orange:#c05621;--green:#2f855a;--violet:#6b46c1;--grey:#718096"
+_DARK = "--ink:#e2e8f0;--faint:#2d3748;--blue:#63b3ed;--orange:#f6ad55;--green:#68d391;--violet:#b794f4;--grey:#a0aec0"
 
 
-class _Frame:
-    """Maps data to the plot's area and draws its axes."""
+class Frame:
+    """Maps data to the plot's area and draws its axes. log_y: equal distances up are equal factors; y > 0.
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_label: str, y_label: str, title: str):
-        self.x, self.y, self.title = x, y, title
+    left, right: where the area begins and ends, for more than one frame beside each other.
+    """
+
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], x_label: str, y_label: str, title: str,
+        log_y: bool = False, left: float = LEFT, right: float = WIDTH - RIGHT,
+    ):  # fmt: skip
+        self.x, self.y, self.title, self.log_y, self.left, self.right = x, y, title, log_y, left, right
         self.parts = []
-        for value in _ticks(*y):
+        for value in _log_ticks(*y) if log_y else _ticks(*y):
             at = self.py(value)
-            self.parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="{FAINT}"/>')
-            self.text(LEFT - 6, at + 4, _number(value), "end")
-        for value in _ticks(*x):
-            self.text(self.px(value), HEIGHT - BOTTOM + 16, _number(value), "middle")
-        self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, "middle")
+            self.parts.append(f'<line x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}" stroke="{FAINT}"/>')
+            self.text(left - 6, at + 4, number(value), "end")
+        for value in _ticks(*x, max(2, (right - left) / 110)):
+            self.text(self.px(value), HEIGHT - BOTTOM + 16, number(value), "middle")
+        self.text((left + right) / 2, HEIGHT - 8, x_label, "middle")
         middle = (TOP + HEIGHT - BOTTOM) / 2
         self.parts.append(
-            f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">'
+            f'<text x="{left - 42}" y="{middle}" text-anchor="middle" transform="rotate(-90 {left - 42} {middle})">'
             f"{escape(y_label)}</text>"
         )
 
     def px(self, x: float) -> float:
-        return LEFT + (x - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT)
+        return self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left)
 
     def py(self, y: float) -> float:
-        return HEIGHT - BOTTOM - (y - self.y[0]) / (self.y[1] - self.y[0]) * (HEIGHT - BOTTOM - TOP)
+        (low, high), scale = self.y, math.log if self.log_y else float
+        return HEIGHT - BOTTOM - (scale(y) - scale(low)) / (scale(high) - scale(low)) * (HEIGHT - BOTTOM - TOP)
 
     def text(self, x: float, y: float, text: str, anchor: str = "start", fill: str = INK):
         self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(text)}</text>')
@@ -55,27 +65,45 @@ class _Frame:
             x += 34 + 7 * len(text)
 
     def svg(self) -> str:
-        return _svg(self.title, HEIGHT, self.parts)
+        return document(self.title, HEIGHT, self.parts)
 
 
-def _svg(title: str, height: float, parts: list[str]) -> str:
+def document(title: str, height: float, parts: list[str], description: str = "") -> str:
+    """An SVG WIDTH wide. title: its name for those who do not see it; description: what there is to see in it."""
+    desc = f"<desc>{escape(description)}</desc>" if description else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img" '
         f'aria-label="{escape(title, quote=True)}" font-family="sans-serif" font-size="12" fill="{INK}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f"<title>{escape(title)}</title>{desc}{''.join(parts)}</svg>"
     )
 
 
-def _number(value: float) -> str:
+def standalone(svg: str) -> str:
+    """The same picture with light and dark colours of its own, for a file that no page gives any."""
+    style = f":root{{{_LIGHT};background:#fff}}@media(prefers-color-scheme:dark){{:root{{{_DARK};background:#171923}}}}"
+    return svg.replace("</svg>", f"<style>{style}</style></svg>")
+
+
+def number(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers from low to high."""
-    raw = (high - low) / 5
+def _ticks(low: float, high: float, about: float = 5) -> list[float]:
+    """Round numbers from low to high, `about` so many (at least 2): from half to a little more than that."""
+    raw = (high - low) / about
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.8)
     return [round(float(v), 10) for v in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """At most nine round numbers from low to high, in equal proportions as far as round numbers are."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
+        ticks = [tick for power in powers for d in digits if low <= (tick := float(f"{d}e{power}")) <= high]
+        if len(ticks) <= 9:
+            break
+    return ticks
 
 
 def loss_curve(log: list[dict]) -> str:
@@ -84,7 +112,7 @@ def loss_curve(log: list[dict]) -> str:
     validation = [(e["step"], e["eval_loss"]) for e in log if "eval_loss" in e]
     top = max((loss for _, loss in train + validation), default=0.0) * 1.05 or 1.0
     last = max((step for step, _ in train), default=0)
-    frame = _Frame((0, max(2, last)), (0, top), "step", "loss (nats per token)", "Loss while training")
+    frame = Frame((0, max(2, last)), (0, top), "step", "loss (nats per token)", "Loss while training")
     frame.line(train, BLUE)
     for step, loss in validation:
         frame.parts.append(f'<circle cx="{frame.px(step):.1f}" cy="{frame.py(loss):.1f}" r="4" fill="{ORANGE}"/>')
@@ -96,7 +124,7 @@ def weight_histogram(scaled: np.ndarray, levels: np.ndarray, bins: int = 96) -> 
     """How often weights divided by their block's absmax take each value in [-1, 1], and a line at every level."""
     count, edges = np.histogram(scaled, bins, (-1, 1))
     density = count / max(1, count.sum()) * bins / 2
-    frame = _Frame((-1.03, 1.03), (0, float(density.max()) * 1.08 or 1.0), "weight / absmax of its block", "density",
+    frame = Frame((-1.03, 1.03), (0, float(density.max()) * 1.08 or 1.0), "weight / absmax of its block", "density",
                    "Weights and the levels they are rounded to")  # fmt: skip
     base = frame.py(0)
     for height, left, right in zip(density, edges, edges[1:], strict=False):
@@ -141,7 +169,7 @@ def memory_bars(rows: dict[str, dict[str, float]], title: str = "Memory") -> str
         out.append(f'<rect x="{x:.1f}" y="{y}" width="10" height="10" rx="2" fill="{colours[name]}" opacity="0.8"/>')
         out.append(f'<text x="{x + 15:.1f}" y="{y + 9}">{escape(name)}</text>')
         x += 34 + 7 * len(name)
-    return _svg(title, y + 20, out)
+    return document(title, y + 20, out)
 
 
 def megabytes(size: float) -> str:

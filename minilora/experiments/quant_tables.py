@@ -1,0 +1,77 @@
+"""What the study of quantization error shows of its results: tables of cells, and pictures as SVG text by file name.
+
+Both are functions of what is in results.json, so that they can be made again from it.
+"""
+
+from minilora.viz import codes as pictures
+from minilora.viz.charts import standalone
+
+PICTURED = "64"  # the blocksize of the histogram and of the error by level
+
+
+def tables(result: dict) -> list[tuple[str, list[tuple]]]:
+    """(heading, rows) pairs of one subject; each row a quantizer, each column a blocksize; the first row a header."""
+    size, rows = f"{result['weights']:,} weights", result["rows"]
+    out = [(f"{result['title']} ({size}): relative weight error, %", _grid(rows, "relative_error", scale=100))]
+    if any("expected_mae" in row for row in rows):
+        out.append(("the same: mean absolute error, and as expected by the closed form", _beside_theory(rows)))
+    if result["measure"]:
+        before = _cell(result["unquantized"])
+        heading = f"{result['title']}: {result['measure']}, {result['texts']}; not quantized {before}"
+        out.append((heading, _grid(rows, "quality")))
+    return [*out, ("bits per weight, constants included", _alike(_grid(rows, "bits")))]
+
+
+def draw(name: str, result: dict, codes: dict[str, list[float]]) -> dict[str, str]:
+    """file name -> SVG, for files of their own."""
+    title = result["title"]
+    quality = "quality" if result["measure"] else "relative_error"
+    named, series = {}, {}
+    for row in result["rows"]:
+        if row["quantizer"] in result["by_level"] and row["blocks"] == PICTURED:
+            named[row["quantizer"]] = result["by_level"][row["quantizer"]] | {"mse": row["relative_error"] ** 2}
+        series.setdefault(row["quantizer"], []).append((row["bits"], row[quality], row["blocks"]))
+    svgs = {
+        "levels": pictures.levels_under_histogram(result["histogram"], {n: codes[n] for n in named}, title),
+        "error-by-level": pictures.error_by_level(named, title),
+        "bits": pictures.bits_against(series, result["measure"] or "relative weight error", title),
+    }
+    return {f"{kind}-{name}.svg": standalone(svg) for kind, svg in svgs.items()}
+
+
+def _columns(rows: list[dict]) -> list[str]:
+    """Blocksizes from the smallest, then the rest."""
+    found = {row["blocks"] for row in rows}
+    return sorted(filter(str.isdigit, found), key=int) + [b for b in ("row", "tensor", "own") if b in found]
+
+
+def _grid(rows: list[dict], field: str, scale: float = 1) -> list[tuple]:
+    columns, cells = _columns(rows), {}
+    for row in rows:
+        value = row.get(field)
+        cells.setdefault(row["quantizer"], {})[row["blocks"]] = "" if value is None else _cell(value * scale)
+    return [("", *columns), *[(name, *[line.get(c, "") for c in columns]) for name, line in cells.items()]]
+
+
+def _beside_theory(rows: list[dict]) -> list[tuple]:
+    header, *measured = _grid(rows, "mae")
+    expected = {name: cells for name, *cells in _grid(rows, "expected_mae")[1:]}
+    out = [header]
+    for name, *cells in measured:
+        out += [(name, *cells)] + ([("  expected", *expected[name])] if any(expected[name]) else [])
+    return out
+
+
+def _alike(grid: list[tuple]) -> list[tuple]:
+    """Rows of equal cells as one."""
+    header, *rows = grid
+    names = {}
+    for name, *cells in rows:
+        if any(cells):
+            names.setdefault(tuple(cells), []).append(name)
+    return [header, *[(", ".join(group), *cells) for cells, group in names.items()]]
+
+
+def _cell(value: float) -> str:
+    """Four significant digits; 0 for what only rounding keeps from it."""
+    return "0" if abs(value) < 1e-9 else f"{value:#.4g}"
