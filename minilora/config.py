@@ -45,6 +45,7 @@ class RunConfig(BaseModel):
     eval_examples: int = Field(64, gt=0)  # of the validation set, during training
     test_examples: int = Field(512, gt=0)  # of the held-out set, before and after
     seed: int = Field(0, ge=0)
+    blas_threads: int | None = Field(None, gt=0)  # threads of NumPy's matrix products; as the environment says if None
     output_dir: str = "minilora-run"
     pretrain: dict | None = None  # fields of TransformerConfig
 

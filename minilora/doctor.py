@@ -11,22 +11,21 @@ import minilora
 from minilora.models.fetch import PACKAGES, cache_folder
 
 EXTRAS = {
-    "test": ("pytest", "hypothesis", "threadpoolctl", "ml_dtypes"),
+    "test": ("pytest", "hypothesis", "ml_dtypes"),
     "peers": ("torch", "bitsandbytes", "transformers", "peft", "xllamacpp"),
 }
 
 
 def blas() -> str:
-    """NumPy's BLAS library, its kernel and threads, as OpenBLAS itself reports them where it is there."""
+    """NumPy's BLAS library, its kernel and threads, as the library itself reports them."""
+    from threadpoolctl import threadpool_info
+
     info = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     text = f"{info.get('name')} {info.get('version')}"
-    if importlib.util.find_spec("threadpoolctl"):
-        from threadpoolctl import threadpool_info
-
-        for pool in threadpool_info():
-            if pool["user_api"] == "blas":
-                return f"{text}, kernel {pool.get('architecture')}, {pool['num_threads']} threads"
-    return f"{text} (pip install threadpoolctl to see kernel and threads)"
+    for pool in threadpool_info():
+        if pool["user_api"] == "blas":
+            return f"{text}, kernel {pool.get('architecture')}, {pool['num_threads']} threads"
+    return f"{text}, which does not say which kernel it uses"
 
 
 def memory() -> str:

@@ -46,6 +46,13 @@ def run(
     overwrite: bool = False,
 ) -> RunResult:
     """Fine-tune as `config` says and save to config.output_dir. Raises MiniloraError for whatever does not fit."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(config.blas_threads, user_api="blas"):
+        return _run(config, progress, say, overwrite)
+
+
+def _run(config: RunConfig, progress, say, overwrite: bool) -> RunResult:
     prepare_output_dir(config.output_dir, overwrite)  # before minutes are spent
     say(f"loading {config.base_model}")
     model, tokenizer = load_model(config.base_model)
