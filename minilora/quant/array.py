@@ -69,19 +69,12 @@ class QuantizedArray:
 
     def dequantize(self) -> np.ndarray:
         """The array again, of the original shape and dtype, computed in float32."""
-        if self.code == "int8":
-            x = kernels.dequantize_int8(self.packed, self.scales(), self.blocksize)
-        else:
-            x = kernels.dequantize_4bit(self.packed, self.scales(), CODES[self.code], self.blocksize, 0, self.size)
-        if self.dtype == np.float16:  # a rounded absmax may lie beyond its largest number
-            np.clip(x, -65504, 65504, out=x)
-        return x.reshape(self.shape).astype(self.dtype, copy=False)
+        return dequantize(self)
 
     def matmul(self, x: np.ndarray, transpose: bool = False) -> np.ndarray:
-        """x Wᵀ, or x W when transpose, for W this two-dimensional array; W is dequantized a tile at a time."""
+        """x Wᵀ, or x W when transpose, for W this two-dimensional array, dequantized a tile at a time; float32."""
         if self.code == "int8":
-            w = self.dequantize()
-            return x @ (w if transpose else w.T)
+            return kernels.matmul_int8(x, self.packed, self.scales(), self.blocksize, self.shape, transpose)
         return kernels.matmul_4bit(
             x, self.packed, self.scales(), CODES[self.code], self.blocksize, self.shape, transpose
         )
@@ -191,11 +184,21 @@ def quantize(
 
 def dequantize(q: QuantizedArray, out: np.ndarray | None = None) -> np.ndarray:
     """q.dequantize(), into `out` where given (of q's shape and dtype)."""
-    x = q.dequantize()
-    if out is None:
-        return x
-    if out.shape != q.shape or out.dtype != q.dtype:
+    if out is not None and (out.shape != q.shape or out.dtype != q.dtype):
         raise QuantizationError(f"out is {out.dtype}{out.shape}, but the array is {q.dtype}{q.shape}")
+    direct = out is not None and out.flags.c_contiguous and q.dtype == np.float32
+    into = {"out": out.reshape(-1)} if direct else {}
+    if q.code == "int8":
+        x = kernels.dequantize_int8(q.packed, q.scales(), q.blocksize, **into)
+    else:
+        x = kernels.dequantize_4bit(q.packed, q.scales(), CODES[q.code], q.blocksize, 0, q.size, **into)
+    if direct:
+        return out
+    if q.dtype == np.float16:  # a rounded absmax may lie beyond its largest number
+        np.clip(x, -65504, 65504, out=x)
+    x = x.reshape(q.shape)
+    if out is None:
+        return x.astype(q.dtype, copy=False)
     out[...] = x
     return out
 

@@ -35,5 +35,8 @@ def compress(absmax: np.ndarray, kind: str = "dynamic") -> tuple[np.ndarray, np.
 def expand(codes: np.ndarray, absmax2: np.ndarray, offset: np.float32, kind: str = "dynamic") -> np.ndarray:
     """The inverse: level[code] · absmax2 + offset, two roundings (no fused multiply-add)."""
     if kind == "int8":
-        return kernels.dequantize_int8(codes, absmax2, BLOCKSIZE) + offset
-    return kernels.dequantize_8bit(codes, absmax2, LEVELS[kind], BLOCKSIZE) + offset
+        absmax = kernels.dequantize_int8(codes, absmax2, BLOCKSIZE)
+    else:
+        absmax = kernels.dequantize_8bit(codes, absmax2, LEVELS[kind], BLOCKSIZE)
+    absmax += offset
+    return absmax
