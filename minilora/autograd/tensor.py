@@ -132,6 +132,13 @@ class Tensor:
         out._version = self._version
         return out
 
+    def __deepcopy__(self, memo):
+        """A leaf like this one, with its own array and no gradient yet. Raises GraphError for the result of an op."""
+        if self.node is not None and self.node.leaf is None:
+            raise GraphError(f"a tensor with a graph (the result of {self.node.op!r}) is not copied; use .detach()")
+        out = memo[id(self)] = type(self)(self.data.copy(), requires_grad=self.requires_grad)
+        return out
+
     def mark_changed(self):
         """Say that `.data` was changed in place (optimizers do); graphs that hold its old values are then invalid."""
         self._version[0] += 1

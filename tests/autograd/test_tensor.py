@@ -1,3 +1,4 @@
+import copy
 import gc
 
 import numpy as np
@@ -7,6 +8,7 @@ from minilora import Tensor, ledger, no_grad, ops
 from minilora.autograd import primitive
 from minilora.autograd.primitive import PRIMITIVES
 from minilora.errors import GraphError, ShapeError
+from minilora.nn import Linear
 
 
 def leaf(*values):
@@ -94,6 +96,17 @@ def test_a_captured_array_cannot_be_changed_in_place():
         x.data[0] = 5
     y.backward()
     x.data[0] = 5  # afterwards it can
+
+
+def test_a_deep_copy_has_gradients_of_its_own(rng):
+    a = Linear(3, 2, rng=rng)
+    b = copy.deepcopy(a)
+    b(Tensor(np.ones((1, 3), np.float32))).sum().backward()
+    assert b.weight.grad is not None and a.weight.grad is None
+    b.weight.data[:] = 0
+    assert type(b.weight) is type(a.weight) and a.weight.data.all()
+    with pytest.raises(GraphError, match="detach"):
+        copy.deepcopy(a.weight * 2)
 
 
 def test_what_a_captured_view_looks_at_cannot_be_changed_in_place():
