@@ -22,7 +22,7 @@ SPECIAL = st.sampled_from([*BORDERS, 0.0, -0.0, 1.0, -1.0, 1e-39, -1e-42, 1e-38,
 ELEMENTS = st.one_of(SPECIAL, st.floats(-(2.0**60), 2.0**60, width=32))
 flat = hnp.arrays(f32, st.integers(1, 200), elements=ELEMENTS, fill=st.nothing())
 blocksizes = st.integers(1, 80)
-pieces = st.sampled_from([1, 2, 5, 16, 64, 99, 1 << 18])
+pieces = st.sampled_from([1, 2, 5, 16, 64, 99, kernels.PIECE])
 codes_4bit = st.sampled_from([*CODES, "unsorted"])
 LEVELS = CODES | {"unsorted": np.array([0.5, -1, 0.25], f32)}
 
@@ -146,8 +146,8 @@ def test_8bit_is_its_definition(x, levels, blocksize, piece):
     same(y, np.array([levels[c] * absmax[i // blocksize] for i, c in enumerate(codes)], f32))
 
 
-@pytest.mark.parametrize("n", [(1 << 18) - 1, 1 << 18, (1 << 18) + 1, 3 * (1 << 18) + 77])
-@pytest.mark.parametrize("blocksize", [16, 64, 4096, 333, 99_999, (1 << 18) + 3, 1 << 30])
+@pytest.mark.parametrize("n", [kernels.PIECE, kernels.PIECE + 1, 2 * kernels.PIECE + 77])
+@pytest.mark.parametrize("blocksize", [64, 333, 99_999, kernels.PIECE + 3, 1 << 30])
 def test_pieces_of_their_real_size(n, blocksize):
     """Where arrays are longer than a piece, and blocks longer than one too; vectorised definitions."""
     x = np.random.default_rng(n).standard_normal(n, f32)
