@@ -198,10 +198,11 @@ def _generate(args):
 
 
 def _bench(args):
-    from minilora.bench import quant, train
+    from minilora.bench import peers, quant, train
 
     if args.subject == "train":
         train.main()
+        peers.main()
     else:
         quant.main(quant.SIZE if args.size is None else args.size)
 

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 
+from minilora.bench import train
 from minilora.bench.timing import compare
 from minilora.errors import MiniloraError
 from minilora.lora import LoraConfig, get_peft_model
@@ -117,8 +118,6 @@ def smollm2_ratio() -> float:
 
 def main():
     """Print the ratios that can be measured, and what is missing for the others."""
-    from minilora.bench import train
-
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         print(

@@ -10,7 +10,6 @@ import time
 import numpy as np
 
 from minilora import LoraConfig, get_peft_model, no_grad, quantize_model
-from minilora.bench import peers
 from minilora.bench.timing import compare
 from minilora.bench.yardstick import LEARNING_RATE, adamw
 from minilora.bench.yardstick import step as yardstick_step
@@ -133,7 +132,6 @@ def main():
         for lora in (False, True):
             ratio = training_ratio(hidden, layers, lora)
             print(f"  d{hidden} L{layers} {'LoRA q,v r=8' if lora else 'full':<14}{ratio:6.3f}", flush=True)
-    peers.main()
     try:
         dense, quantized = decode_ratios()
     except MiniloraError as error:
