@@ -47,7 +47,8 @@ def lloyd_max(
         )
     free = np.quantile(x, (np.arange(levels - len(fixed)) + 0.5) / max(1, levels - len(fixed)))
     code = np.sort(np.concatenate([fixed, free]))
-    held = np.isin(code, fixed)
+    held = np.zeros(levels, bool)
+    held[np.searchsorted(code, fixed)] = True  # a free level that begins at the same place may leave
     order = np.argsort(x)
     x, weights = x[order], weights[order]
     mass = np.concatenate([[0.0], np.cumsum(weights)])
@@ -59,6 +60,7 @@ def lloyd_max(
             best = x[np.minimum(np.searchsorted(mass, (mass[start] + mass[stop]) / 2), x.size) - 1]
         else:
             best = (moment[stop] - moment[start]) / np.maximum(mass[stop] - mass[start], np.finfo(float).tiny)
+            best = np.clip(best, x[np.minimum(start, x.size - 1)], x[stop - 1])  # differences of sums are rounded
         moved = np.where(held | (start == stop), code, best)
         if np.array_equal(moved, code):
             break

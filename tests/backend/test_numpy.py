@@ -112,6 +112,16 @@ def test_quantize_4bit_is_its_definition(x, code, blocksize, piece):
     same(absmax, absmax_too)
 
 
+def test_the_last_bit_of_what_is_scaled_counts():
+    """Entries next to a border: a full block is multiplied by the reciprocal, a partial one is divided."""
+    levels = CODES["nf4"]
+    for absmax in np.random.default_rng(0).uniform(0.5, 2, 100).astype(f32):
+        near = kernels.midpoints(levels) * absmax
+        x = np.concatenate([[absmax], near, np.nextafter(near, f32(9)), np.nextafter(near, f32(-9))])
+        for blocksize in (x.size, x.size + 1):
+            same(kernels.quantize_4bit(x, levels, blocksize)[0], define_quantize_4bit(x, levels, blocksize)[0])
+
+
 @given(flat, codes_4bit, blocksizes, pieces, st.data())
 def test_dequantize_4bit_is_its_definition_on_any_range(x, code, blocksize, piece, data):
     packed, absmax = kernels.quantize_4bit(x, LEVELS[code], blocksize)
