@@ -47,6 +47,10 @@ class ModuleDict(Module):
 class ParameterDict(ModuleDict):
     """Parameters by name."""
 
+    def extra_repr(self) -> str:
+        shapes = {name: "x".join(map(str, self[name].shape)) for name in self}
+        return "".join(f"  ({n}): Parameter containing: [{self[n].dtype} of size {s}]" for n, s in shapes.items())
+
 
 class AdapterHolder(Module):
     """A frozen layer, and what each adapter keeps beside it. What is computed with it: layers.py."""

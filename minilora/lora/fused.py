@@ -23,6 +23,8 @@ FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv")
 
 
 class LoraMergedLinear(LoraLinear):
+    shown_as = "lora.MergedLinear"
+
     def __init__(self, base_layer: Module, config: LoraConfig, rng, name="default", path="", init=True, attention=None):
         """attention: the module that the layer is a part of, which knows how q, k and v lie in the output."""
         self.rows = fused_rows(path.rpartition(".")[2], attention, base_layer.shape[0], len(config.enable_lora or [1]))

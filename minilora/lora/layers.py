@@ -106,6 +106,7 @@ class LoraLayer(AdapterHolder):
 class LoraLinear(LoraLayer):
     """Beside a Linear, a Conv1D (whose weight is transposed) or a 4-bit QuantizedLinear (QLoRA, arXiv:2305.14314)."""
 
+    shown_as = "lora.Linear"
     FILE_NAMES = ("lora_A.weight", "lora_B.weight")
 
     def create(self, name: str, r: int):
@@ -158,6 +159,7 @@ class LoraEmbedding(LoraLayer):
     Seen as such a layer, W₀ is the table's transpose (d, rows); A (r, rows), B (d, r). Here A starts zero and B random.
     """
 
+    shown_as = "lora.Embedding"
     FILE_NAMES = ("lora_embedding_A", "lora_embedding_B")
 
     def create(self, name: str, r: int):

@@ -54,16 +54,6 @@ class PeftModel(Module):
             raise AttributeError(name)
         return getattr(self.get_base_model(), name)
 
-    def __repr__(self) -> str:
-        from minilora.lora.tree import tree
-
-        return tree(self).text()
-
-    def _repr_svg_(self) -> str:
-        from minilora.lora.tree import repr_svg
-
-        return repr_svg(self)
-
     def get_base_model(self) -> Module:
         return self.base_model.model
 

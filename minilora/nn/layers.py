@@ -11,6 +11,15 @@ from minilora.nn.module import Module, Parameter
 from minilora.quant import QuantizedArray, quantize
 
 
+def _sizes(layer) -> str:
+    d_out, d_in = layer.shape
+    return f"in_features={d_in}, out_features={d_out}, bias={layer.bias is not None}"
+
+
+def _norm_size(norm) -> str:
+    return f"({norm.weight.size},), eps={norm.eps:g}"
+
+
 class Linear(Module):
     def __init__(self, d_in: int, d_out: int, bias: bool = False, rng: np.random.Generator | None = None, std=None):
         """Normal initial weights of standard deviation std (1/√d_in unless given), or zeros without an rng."""
@@ -23,6 +32,9 @@ class Linear(Module):
     @property
     def shape(self) -> tuple[int, int]:
         return self.weight.shape
+
+    def extra_repr(self) -> str:
+        return _sizes(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
@@ -46,6 +58,9 @@ class Conv1D(Module):
         d_in, d_out = self.weight.shape
         return d_out, d_in
 
+    def extra_repr(self) -> str:
+        return _sizes(self)
+
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight.T, self.bias)
 
@@ -65,6 +80,10 @@ class QuantizedLinear(Module):
     def shape(self) -> tuple[int, int]:
         return self.quantized_weight.shape
 
+    def extra_repr(self) -> str:
+        q = self.quantized_weight
+        return f"{_sizes(self)}, {q.code}, blocksize={q.blocksize}, double_quant={bool(q.double_quant)}"
+
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear_4bit(x, self.quantized_weight, self.bias)
 
@@ -74,6 +93,9 @@ class Embedding(Module):
         weight = np.zeros((rows, d), np.float32)
         self.weight = Parameter(weight if rng is None else rng.standard_normal((rows, d), np.float32) * np.float32(std))
 
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.weight.shape))
+
     def forward(self, ids: np.ndarray) -> Tensor:
         return ops.embedding(self.weight, ids)
 
@@ -81,6 +103,9 @@ class Embedding(Module):
 class RMSNorm(Module):
     def __init__(self, d: int, eps: float):
         self.weight, self.eps = Parameter(np.ones(d, np.float32)), eps
+
+    def extra_repr(self) -> str:
+        return _norm_size(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, eps=self.eps)
@@ -90,6 +115,9 @@ class LayerNorm(Module):
     def __init__(self, d: int, eps: float):
         self.weight, self.bias = Parameter(np.ones(d, np.float32)), Parameter(np.zeros(d, np.float32))
         self.eps = eps
+
+    def extra_repr(self) -> str:
+        return _norm_size(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)

@@ -26,9 +26,24 @@ class Parameter(Tensor):
 
 class Module:
     training = False
+    shown_as: str | None = None  # the class in the printed tree, where it is not its name
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """The sizes that the printed tree shows of this module."""
+        return ""
+
+    def __repr__(self) -> str:
+        from minilora.nn.tree import tree
+
+        return tree(self).text()
+
+    def _repr_svg_(self) -> str:
+        from minilora.nn.tree import repr_svg
+
+        return repr_svg(self)
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         for name, value in vars(self).items():

@@ -6,9 +6,9 @@ import pytest
 from lora.cases import adapted, model
 
 from minilora import LoraConfig, get_peft_model, quantize_model
-from minilora.lora.tree import tree
 from minilora.nn.gpt2 import GPTBigCode
 from minilora.nn.language_model import ModelConfig
+from minilora.nn.tree import tree
 from minilora.viz.tree import Row, svg
 
 BIGCODE = """\
@@ -117,3 +117,9 @@ def test_rows_are_escaped_and_long_ones_cut():
     texts = [t.text or "" for t in picture.findall(".//{*}tspan")]
     assert "<a>" in texts and any(t.startswith("&&") and t.endswith("…") for t in texts)
     assert ElementTree.fromstring(svg([], "nothing")).find("{*}desc").text == "0 parameters, of which 0 are trained"
+
+
+def test_a_model_without_adapters_prints_its_tree_too():
+    text = repr(GPTBigCode(ModelConfig(64, 32, 64, 2, 4, num_key_value_heads=1, max_position_embeddings=16)))
+    assert text.startswith("GPTBigCode(\n  (transformer): Transformer(\n    (wte): Embedding(64, 32)")
+    assert "(0-1): 2 x Block(" in text and "(c_attn): Linear(in_features=32, out_features=48, bias=True)" in text

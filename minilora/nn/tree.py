@@ -11,12 +11,8 @@ Blocks of a list that look the same are shown once, with their numbers.
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from minilora.lora.container import AdapterHolder, ParameterDict
-from minilora.nn import Embedding, LayerNorm, Linear, Module, Parameter, QuantizedLinear, RMSNorm
-from minilora.nn.layers import Conv1D
+from minilora.nn.module import Module, Parameter
 from minilora.viz.tree import Row, svg
-
-_NAMES = {"LoraLinear": "lora.Linear", "LoraEmbedding": "lora.Embedding", "LoraMergedLinear": "lora.MergedLinear"}
 
 
 @dataclass
@@ -56,7 +52,7 @@ def repr_svg(module: Module) -> str:
 def tree(module: Module, seen: set[int] | None = None) -> Node:
     """The module and its parts as plain data."""
     seen = set() if seen is None else seen
-    node = Node(_NAMES.get(type(module).__name__, type(module).__name__), _sizes(module))
+    node = Node(module.shown_as or type(module).__name__, module.extra_repr())
     for name, value in vars(module).items():
         if isinstance(value, Parameter):
             node.tied |= id(value) in seen
@@ -69,7 +65,7 @@ def tree(module: Module, seen: set[int] | None = None) -> Node:
             node.parts.append((name, _sum(Node("ModuleList", parts=parts))))
         elif name == "quantized_weight":
             node.counts["quantized"] += value.size
-        elif name == "dropout" and isinstance(module, AdapterHolder):
+        elif name == "dropout" and isinstance(value, dict):  # of the adapters of a layer, by name
             drops = [(n, Node("Dropout", f"p={p:g}") if p else Node("Identity")) for n, p in value.items()]
             node.parts.append(("lora_dropout", Node("ModuleDict", parts=drops)))
     return _sum(node)
@@ -80,25 +76,6 @@ def _sum(node: Node) -> Node:
         for state, n in part.counts.items():
             node.counts[state] += n
     return node
-
-
-def _sizes(module: Module) -> str:
-    """The sizes that PyTorch's names show."""
-    if isinstance(module, (Linear, Conv1D, QuantizedLinear)):
-        (d_out, d_in), q = module.shape, getattr(module, "quantized_weight", None)
-        sizes = f"in_features={d_in}, out_features={d_out}, bias={module.bias is not None}"
-        if q is not None:
-            sizes += f", {q.code}, blocksize={q.blocksize}, double_quant={bool(q.double_quant)}"
-        return sizes
-    if isinstance(module, Embedding):
-        return ", ".join(map(str, module.weight.shape))
-    if isinstance(module, (LayerNorm, RMSNorm)):
-        return f"({module.weight.size},), eps={module.eps:g}"
-    if isinstance(module, ParameterDict) and len(module):
-        shapes = {name: "x".join(map(str, module[name].shape)) for name in module}
-        entries = [f"({n}): Parameter containing: [{module[n].dtype} of size {size}]" for n, size in shapes.items()]
-        return "".join(f"  {entry}" for entry in entries)
-    return ""
 
 
 def _together(nodes: list[Node]) -> Node:
