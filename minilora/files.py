@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def atomic_write(path, data: bytes | str):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(aside, _mode(path))  # the temporary file is its owner's alone
         os.replace(aside, path)
     except BaseException as error:
         if aside is not None:
@@ -118,6 +120,15 @@ def atomic_write(path, data: bytes | str):
             ) from error
         raise
     _sync_folder(path.parent)
+
+
+def _mode(path: Path) -> int:
+    """The permissions of the file that is replaced, or those that a new file gets."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _sync_folder(folder: Path):

@@ -111,3 +111,13 @@ def test_folders_that_cannot_be_synced_do_not_matter(tmp_path, monkeypatch):
 def test_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert files.sha256(tmp_path / "x").startswith("ba7816bf")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    files.atomic_write(tmp_path / "ours", b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "ours").chmod(0o640)
+    files.atomic_write(tmp_path / "ours", b"again")
+    assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o640

@@ -213,7 +213,9 @@ def prepare_output_dir(path, overwrite: bool = False) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not overwrite and any(folder.iterdir()):
-            raise TrainingError(f"output folder {folder} is not empty; name another, or pass overwrite_output_dir")
+            raise TrainingError(
+                f"output folder {folder} is not empty; name another, or pass overwrite_output_dir (--overwrite)"
+            )
         probe = folder / ".writable"
         probe.write_bytes(b"")
         probe.unlink()

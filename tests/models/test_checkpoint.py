@@ -118,4 +118,4 @@ def test_the_embedded_base_s_bits_per_byte():
     card = json.loads((EMBEDDED / "base.json").read_text())
     model, tokenizer = load_model("embedded")
     measured = bits_per_byte(model, *token_stream(tokenizer, "held-out"), card["recipe"]["length"])
-    assert measured == pytest.approx(card["bits_per_byte_held-out"], rel=0.01)
+    assert measured == pytest.approx(card["bits_per_byte_held-out"], rel=0.01) and measured <= 1.35
