@@ -58,3 +58,15 @@ class DataError(MiniloraError):
 
 class TrainingError(MiniloraError):
     """A run that cannot go on: nothing trainable, a non-finite loss, an output folder that cannot be written."""
+
+
+class LaunchError(MiniloraError):
+    """A kernel launch that a GPU would refuse: too many threads, too much shared memory, arguments that do not fit."""
+
+
+class BackendError(MiniloraError):
+    """A backend that this machine lacks, or an array that lives elsewhere than the backend works."""
+
+
+class SimulationError(MiniloraError):
+    """What the simulated GPU found wrong in a kernel: out of bounds, a race, a barrier that not all threads reach."""
