@@ -16,6 +16,7 @@ they hold the arrays that they need. An activation that no such function needs i
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
+from types import FunctionType
 
 import numpy as np
 
@@ -41,13 +42,17 @@ class Node:
         self.freed = False
 
     def captured(self):
-        """The arrays that this node's vjp closures keep alive."""
-        for _, vjp in self.parents:
-            for cell in vjp.__closure__ or ():
+        """The arrays that this node's vjp closures, and the functions that these call, keep alive."""
+        functions, seen = [vjp for _, vjp in self.parents], set()
+        while functions:
+            for cell in functions.pop().__closure__ or ():
                 content = cell.cell_contents
                 for item in content if isinstance(content, (tuple, list)) else (content,):
                     if isinstance(item, np.ndarray):
                         yield item
+                    elif isinstance(item, FunctionType) and item not in seen:
+                        seen.add(item)
+                        functions.append(item)
 
     def lock(self, arrays: list[np.ndarray]):
         """Make captured arrays, and what they are views of, read-only until no node holds them any more, so that

@@ -241,3 +241,14 @@ def test_requires_grad_is_for_leaves():
     y = leaf(1.0) * 2
     with pytest.raises(GraphError, match="leaves only"):
         y.requires_grad = False
+
+
+@pytest.mark.parametrize("which", ["q", "k", "v", "the result"])
+def test_what_a_rule_keeps_through_a_function_that_it_calls_is_protected_too(rng, which):
+    """attention's rules share a function that keeps v and the result; they are held, counted, and not to be changed."""
+    q, k, v = (Tensor(rng.standard_normal((1, 2, 3, 4)), requires_grad=True) * 1.0 for _ in range(3))
+    y = ops.attention(q, k, v)
+    held = {"q": q, "k": k, "v": v, "the result": y}[which]
+    with pytest.raises(ValueError, match="read-only"):
+        held.data[...] = 0
+    assert ledger().by_op["attention"] == sum(t.data.nbytes for t in (q, k, v, y)) + 8 * 2 * 3 * 3  # and p
