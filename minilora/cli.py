@@ -77,6 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     gen.add_argument("--seed", type=int)
     gen.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
 
+    memory = add("memory", _memory, "what a fine-tuning run will need, from the model's configuration alone")
+    memory.add_argument("model", help="gpt3-175b, llama-7b, ..., embedded, or a folder with a config.json")
+    memory.add_argument("--adapter", nargs="+", default=["full", "lora", "qlora"], metavar="WAY",
+                        help="full, lora, qlora (default: all three)")  # fmt: skip
+    memory.add_argument("--batch", type=int, default=1, help="sequences a step (default 1)")
+    memory.add_argument("--seq", type=int, default=512, help="tokens a sequence (default 512)")
+    memory.add_argument("--r", type=int, default=8, help="rank of the adapters (default 8)")
+    memory.add_argument("--target-modules", nargs="+", help="layers with an adapter (default: all linear)")
+    memory.add_argument("--dtype", default="float32", help="of weights and activations (default float32, as here)")
+    memory.add_argument("--checkpointing", action="store_true", help="keep only the input of each layer")
+    memory.add_argument("--svg", metavar="FILE", help="also write the picture")
+
     bench = add("bench", _bench, "measure speed: ratios in one process")
     bench.add_argument("subject", choices=["train", "quant"])
     bench.add_argument("--size", type=int, help="quant: how many float32 (default 16,777,216)")
@@ -195,6 +207,22 @@ def _generate(args):
         stream=lambda piece: print(piece, end="", flush=True), parse_special=args.chat,
     )  # fmt: skip
     print()
+
+
+def _memory(args):
+    from pathlib import Path
+
+    from minilora import memory
+    from minilora.viz.charts import standalone
+
+    model = memory.named(args.model)
+    options = {"batch": args.batch, "seq": args.seq, "r": args.r, "target_modules": args.target_modules or "all-linear",
+               "dtype": args.dtype, "checkpointing": args.checkpointing}  # fmt: skip
+    needs = {way: memory.estimate(model, way, **options) for way in args.adapter}
+    _say(f"{args.model}, {args.batch} x {args.seq} tokens, {args.dtype}")
+    _say("\n".join(memory.table(needs)))
+    if args.svg:
+        Path(args.svg).write_text(standalone(memory.picture(needs, f"Memory to fine-tune {args.model}")))
 
 
 def _bench(args):

@@ -10,17 +10,22 @@ those of this package's ops, of `dtype`; adapters and the optimizer's state are 
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
-from minilora.errors import ConfigError, unknown_name
+from minilora.errors import ConfigError, FileFormatError, unknown_name
 from minilora.lora.config import LoraConfig
 from minilora.lora.targets import find_targets
+from minilora.models.families import find_family
 from minilora.nn import Conv1D, Linear, Module
 from minilora.nn.bloom import Bloom
 from minilora.nn.gpt2 import GPT2, GPTBigCode
-from minilora.nn.language_model import ModelConfig
+from minilora.nn.language_model import LanguageModel, ModelConfig
 from minilora.nn.transformer import CausalLM, TransformerConfig
+from minilora.viz.charts import megabytes, memory_bars
 
+EMBEDDED = Path(__file__).parent / "models" / "embedded"
 CARDS = (8, 16, 24, 48, 80)  # GB that common GPUs have
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BITS = {False: 4 + 32 / 64, True: 4 + 8 / 64 + 32 / (64 * 256)}  # a weight; True: its scales quantized too
@@ -40,6 +45,23 @@ BUILT_IN: dict[str, tuple[type[Module], ModelConfig]] = {  # from the models' pa
     "starcoder-1b": (GPTBigCode, ModelConfig(49152, 2048, 8192, 24, 16, num_key_value_heads=1,
                                              max_position_embeddings=8192)),
 }  # fmt: skip
+
+
+def named(name: str) -> tuple[type[Module], ModelConfig]:
+    """A built-in shape, "embedded", or what a folder's config.json says. Raises UnknownNameError, FileFormatError."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    folder = EMBEDDED if name == "embedded" else Path(name)
+    if not folder.is_dir():
+        raise unknown_name("model", name, [*BUILT_IN, "embedded", "a folder with a config.json"])
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    family = find_family(fields)
+    if not issubclass(family.model, LanguageModel):
+        raise ConfigError(f"{name} is {family.architecture}; the estimate is for decoders")
+    return family.model, family.read(fields)
 
 
 @dataclass(frozen=True)
@@ -166,3 +188,30 @@ def _activations(shape: ModelShape, ranks: dict[str, int] | None, batch: int, se
 
 def _attention_widths(config: ModelConfig) -> tuple[int, int]:
     return config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+
+
+def table(needs: dict[str, Memory]) -> list[str]:
+    """Lines to print: a column for each way of training, a row for each part."""
+    rows = {
+        "weights": [n.weights for n in needs.values()],
+        "adapters": [n.adapters for n in needs.values()],
+        "gradients": [n.gradients for n in needs.values()],
+        "optimizer": [n.optimizer for n in needs.values()],
+        "= without activations": [n.model_state for n in needs.values()],
+        "activations": [n.activations for n in needs.values()],
+        "input gradients": [n.input_gradients for n in needs.values()],
+        "copy to return to": [n.kept_copy for n in needs.values()],
+        "peak": [n.peak for n in needs.values()],
+    }
+    lines = [f"{'':<22}" + "".join(f"{name:>12}" for name in needs)]
+    lines += [f"{name:<22}" + "".join(f"{megabytes(size):>12}" for size in sizes) for name, sizes in rows.items()]
+    fits = [min(n.fits(), default=None) for n in needs.values()]
+    return [*lines, f"{'fits on':<22}" + "".join(f"{f'{size} GB' if size else 'none':>12}" for size in fits)]
+
+
+def picture(needs: dict[str, Memory], title: str) -> str:
+    """The parts of each peak as bars, SVG."""
+    parts = ("weights", "adapters", "gradients", "optimizer", "activations", "input_gradients", "kept_copy")
+    return memory_bars(
+        {name: {part.replace("_", " "): getattr(n, part) for part in parts} for name, n in needs.items()}, title
+    )
