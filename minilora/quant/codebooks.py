@@ -4,6 +4,7 @@
     normal_float(3)          # the same recipe at 3 bits
     register_code("mine", levels)
     DYNAMIC_MAP, E4M3        # 256 float32 levels each: what 8 bits stand for, for the second level of quantization
+    UNSIGNED_DYNAMIC_MAP     # and for what is never negative: an optimizer's second moment
 
 NF4 ("NormalFloat", QLoRA, arXiv:2305.14314, section 3) puts its levels at quantiles of the normal distribution, so
 that a normal weight falls into each with similar probability. Taken literally, the paper's equation 4 gives a symmetric
@@ -75,21 +76,22 @@ def register_code(name: str, levels) -> None:
     CODES[name] = levels
 
 
-def dynamic_map() -> np.ndarray:
-    """The 256 levels of the signed dynamic 8-bit map, float32, sorted, bit for bit those of bitsandbytes.
+def dynamic_map(signed: bool = True) -> np.ndarray:
+    """The 256 levels of the dynamic 8-bit map, float32, sorted, bit for bit those of bitsandbytes.
 
     Seven decades, the i-th split into 2^i bins whose midpoints are the levels: fine where numbers are large, and
-    reaching down to 5.5e-7 ("8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861, section 1.3).
+    reaching down to 5.5e-7 ("8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861, section 1.3). The
+    unsigned map has no negative levels, and twice as many bins.
     """
     positive = []
     for i in range(7):
-        n = 2**i + 1
+        n = 2**i + 1 if signed else 2 ** (i + 1) + 1
         k, step = np.arange(n), np.float64((f32(1) - f32(0.1)) / f32(n - 1))
         # Each point is rounded once, from float64: torch's loop is compiled to fused multiply-adds.
         edges = np.where(k < n // 2, np.float64(f32(0.1)) + k * step, 1 - (n - 1 - k) * step).astype(f32)
         positive.append(f32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / f32(2)))
     positive = np.concatenate(positive)
-    return np.sort(np.concatenate([-positive, positive, np.array([0, 1], f32)]))
+    return np.sort(np.concatenate([-positive[: signed * positive.size], positive, np.array([0, 1], f32)]))
 
 
 def e4m3() -> np.ndarray:
@@ -111,6 +113,6 @@ CODES: dict[str, np.ndarray] = {
     "int4": np.arange(-7, 8, dtype=f32) / f32(7),
     "linear16": np.linspace(-1, 1, 16, dtype=f32),  # the even grid that some explanations call NF4; it has no zero
 }
-DYNAMIC_MAP, E4M3 = dynamic_map(), e4m3()
-for _levels in (*CODES.values(), DYNAMIC_MAP, E4M3):
+DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP, E4M3 = dynamic_map(), dynamic_map(signed=False), e4m3()
+for _levels in (*CODES.values(), DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP, E4M3):
     _levels.flags.writeable = False  # shared by every array that is quantized with them

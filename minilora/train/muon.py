@@ -48,11 +48,11 @@ class Muon(AdamW):
         super().__init__(params, lr, betas, eps, weight_decay)
         self.matrices = {id(p) for p in matrices}
 
-    def _update_parameter(self, p: Tensor, m, v, rate, correction, decay):
+    def _update_parameter(self, p: Tensor, state, rate, correction, decay):
         if id(p) not in self.matrices:
-            super()._update_parameter(p, m, v, rate, correction, decay)
+            super()._update_parameter(p, state, rate, correction, decay)
             return
-        m = m.reshape(p.shape)
+        m = state[0].reshape(p.shape)
         m *= MOMENTUM
         m += p.grad
         p.data *= decay

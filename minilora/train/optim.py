@@ -11,7 +11,7 @@ import numpy as np
 from minilora.autograd import Tensor
 from minilora.errors import GraphError, TrainingError
 
-_CHUNK = 1 << 15  # entries updated at a time: the ten passes over them stay in the cache
+CHUNK = 1 << 15  # entries updated at a time: the ten passes over them stay in the cache
 
 
 def clip_grad_norm(params: list[Tensor], max_norm: float) -> float:
@@ -33,9 +33,16 @@ class AdamW:
             raise TrainingError("no trainable parameter: attach an adapter with get_peft_model, or set requires_grad")
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.steps = 0
-        # at least float32: squares of float16 gradients are zero
-        kinds = [np.result_type(p.dtype, np.float32) for p in self.params]
-        self.state = [(np.zeros(p.size, k), np.zeros(p.size, k)) for p, k in zip(self.params, kinds, strict=True)]
+        self.state = self._new_state()
+
+    def _new_state(self) -> list:
+        """For each parameter what _update_parameter is given: here m and v."""
+        return [self._moments(p) for p in self.params]
+
+    @staticmethod
+    def _moments(p: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        kind = np.result_type(p.dtype, np.float32)  # at least float32: squares of float16 gradients are zero
+        return np.zeros(p.size, kind), np.zeros(p.size, kind)
 
     def zero_grad(self):
         for p in self.params:
@@ -59,20 +66,21 @@ class AdamW:
         b1, b2 = self.betas
         rate = self.lr / (1 - b1**self.steps)
         correction = 1 / math.sqrt(1 - b2**self.steps)
-        for p, (m, v) in zip(self.params, self.state, strict=True):
+        for p, state in zip(self.params, self.state, strict=True):
             if p.grad is None:
                 continue
             if not p.data.flags.c_contiguous:  # reshape would copy it, and the update would be lost
                 p.data = p.data.copy(order="C")
             decay = 1 - self.lr * self.weight_decay if p.ndim >= 2 else 1.0
-            self._update_parameter(p, m, v, rate, correction, decay)
+            self._update_parameter(p, state, rate, correction, decay)
             p.mark_changed()
 
-    def _update_parameter(self, p, m, v, rate, correction, decay):
-        work = np.empty(min(p.size, _CHUNK), m.dtype)
+    def _update_parameter(self, p, state, rate, correction, decay):
+        m, v = state
+        work = np.empty(min(p.size, CHUNK), m.dtype)
         theta, g = p.data.reshape(-1), p.grad.reshape(-1).astype(m.dtype, copy=False)
-        for start in range(0, p.size, _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, p.size, CHUNK):
+            part = slice(start, start + CHUNK)
             self._update(theta[part], g[part], m[part], v[part], work, rate, correction, decay)
 
     def _update(self, theta, g, m, v, work, rate, correction, decay):

@@ -21,6 +21,7 @@ def test_nf4_is_bit_for_bit_the_published_code():
 
 def test_dynamic_map_is_bit_for_bit_the_published_one():
     assert dynamic_map().tobytes() == TABLES["dynamic8"].tobytes()
+    assert dynamic_map(signed=False).tobytes() == TABLES["dynamic8_unsigned"].tobytes()
 
 
 def test_fp4_is_bit_for_bit_the_published_code():

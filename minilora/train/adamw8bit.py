@@ -1,0 +1,72 @@
+"""AdamW with its state in 8 bits: two bytes a weight instead of eight.
+
+    optimizer = AdamW8bit(params, lr=1e-3)
+
+The first moment is stored in the signed dynamic map, the second, which is never negative, in the unsigned one, both in
+blocks of 256 with a float32 absmax each ("8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861). An update
+is computed in float32 from what the codes stand for, and stored again: each step adds the rounding of one quantization.
+Parameters of fewer than 4,096 entries keep float32 state, as in bitsandbytes: they cost nothing.
+
+One thing is not as there: a second moment above zero is never stored as zero, but as the smallest level at least. A
+gradient 2,000 times smaller than its block's largest has a square below half that level. Stored as zero, it would be
+divided by, and its weight take a step of m / ε.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minilora.backend import numpy as kernels
+from minilora.quant.codebooks import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
+from minilora.train.optim import CHUNK, AdamW
+
+BLOCKSIZE = 256
+SMALLEST = 4096  # entries that a parameter needs for its state to be quantized
+
+
+@dataclass
+class Moment:
+    """One of Adam's moments of one parameter: codes uint8 (n,), absmax float32 (ceil(n/256),)."""
+
+    levels: np.ndarray
+    codes: np.ndarray
+    absmax: np.ndarray
+
+    @classmethod
+    def zeros(cls, size: int, levels: np.ndarray) -> "Moment":
+        zero = int(np.flatnonzero(levels == 0)[0])
+        return cls(levels, np.full(size, zero, np.uint8), np.zeros(-(-size // BLOCKSIZE), np.float32))
+
+    def read(self, part: slice) -> np.ndarray:
+        """float32, of whole blocks."""
+        blocks = slice(part.start // BLOCKSIZE, -(-part.stop // BLOCKSIZE))
+        return kernels.dequantize_8bit(self.codes[part], self.absmax[blocks], self.levels, BLOCKSIZE)
+
+    def write(self, part: slice, values: np.ndarray):
+        blocks = slice(part.start // BLOCKSIZE, -(-part.stop // BLOCKSIZE))
+        codes, self.absmax[blocks] = kernels.quantize_8bit(values, self.levels, BLOCKSIZE)
+        if self.levels is UNSIGNED_DYNAMIC_MAP:  # whose code 0 is zero
+            codes = np.maximum(codes, values > 0)
+        self.codes[part] = codes
+
+
+class AdamW8bit(AdamW):
+    def _new_state(self):
+        maps = DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
+        return [
+            self._moments(p) if p.size < SMALLEST else tuple(Moment.zeros(p.size, levels) for levels in maps)
+            for p in self.params
+        ]
+
+    def _update_parameter(self, p, state, rate, correction, decay):
+        if p.size < SMALLEST:
+            super()._update_parameter(p, state, rate, correction, decay)
+            return
+        work = np.empty(min(p.size, CHUNK), np.float32)
+        theta, g = p.data.reshape(-1), p.grad.reshape(-1).astype(np.float32, copy=False)
+        for start in range(0, p.size, CHUNK):
+            part = slice(start, min(start + CHUNK, p.size))
+            m, v = (moment.read(part) for moment in state)
+            self._update(theta[part], g[part], m, v, work, rate, correction, decay)
+            for moment, values in zip(state, (m, v), strict=True):
+                moment.write(part, values)
