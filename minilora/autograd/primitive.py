@@ -46,7 +46,7 @@ def primitive(function: Callable | None = None, *, analytic: bool = True):
         if tensor.is_grad_enabled():
             needed = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.node is not None]
             if needed:
-                out.node = _record(name, inputs, out, [(i, vjps[i]) for i in needed])
+                out.node = record(name, inputs, out, [(i, vjps[i]) for i in needed])
         return out
 
     apply.analytic = analytic
@@ -60,7 +60,8 @@ def _array(x):
     return x.item() if isinstance(x, np.generic) else x  # NEP 50: a NumPy float64 scalar would widen float32 arrays
 
 
-def _record(name: str, inputs, out: Tensor, kept: list[tuple[int, Callable]]) -> Node:
+def record(name: str, inputs, out: Tensor, kept: list[tuple[int, Callable]]) -> Node:
+    """The node of `out`, computed from `inputs`; kept: (which input, its vjp) of those that need a gradient."""
     node = Node(name, out.data, tuple((inputs[i].node, vjp) for i, vjp in kept))
     # Only what a caller can reach needs protection: inputs and output whose memory a closure has kept.
     captured = {id(owner(a)) for a in node.captured()}

@@ -189,14 +189,23 @@ class Tensor:
 
 
 @contextmanager
-def no_grad():
-    """Within it nothing is recorded: `with no_grad(): logits = model(ids)`."""
+def _recording(wanted: bool):
     global _grad_enabled
-    before, _grad_enabled = _grad_enabled, False
+    before, _grad_enabled = _grad_enabled, wanted
     try:
         yield
     finally:
         _grad_enabled = before
+
+
+def no_grad():
+    """Within it nothing is recorded: `with no_grad(): logits = model(ids)`."""
+    return _recording(False)
+
+
+def enable_grad():
+    """Within it ops are recorded, even inside no_grad()."""
+    return _recording(True)
 
 
 def is_grad_enabled() -> bool:
