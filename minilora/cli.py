@@ -12,7 +12,10 @@ from minilora.errors import MiniloraError
 
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.name != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.keys = rest
     try:
         return args.command(args) or 0
     except MiniloraError as error:
@@ -55,12 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--max-steps", type=int, help="updates (default: the recipe's 500)")
     demo.add_argument("--compare", action="store_true", help="also rerun the variants that the table quotes")
 
-    train = add("train", _train, "run a recipe by name, or a YAML file")
+    train = add("train", _train, "run a recipe by name, or a YAML file; any key of it can be given as --key value")
     train.add_argument("recipe", help="demo, smollm2-qlora, smollm2-lora, pretrain-stdlib or a .yml file")
     train.add_argument("--output-dir", help="where to write")
     train.add_argument("--seed", type=int)
     train.add_argument("--max-steps", type=int)
-    train.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe")
     train.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
 
     fetch = add("fetch", _fetch, "download a model into the cache, checksum verified")
@@ -114,12 +116,13 @@ def _overrides(args) -> dict:
 class _Bar:
     """tqdm on stderr: loss, target tokens a second, time left."""
 
-    def __init__(self, total: int):
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, unit="step", file=sys.stderr, dynamic_ncols=True)
+    bar = None
 
     def __call__(self, entry: dict):
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=entry["max_steps"], unit="step", file=sys.stderr, dynamic_ncols=True)
         shown = {"loss": f"{entry['loss']:.3f}", "tokens/s": f"{entry['tokens_per_second']:.0f}"}
         if "eval_loss" in entry:
             shown["validation"] = f"{entry['eval_loss']:.3f}"
@@ -127,6 +130,7 @@ class _Bar:
         self.bar.update()
         if self.bar.n == self.bar.total:
             self.bar.close()
+            self.bar = None
 
 
 def _say(line: str):
@@ -141,7 +145,7 @@ def _demo(args):
 
     config = load_recipe("demo", _overrides(args))
     ours = (Path(config.output_dir) / "result.json").exists() or (Path(config.output_dir) / "metrics.jsonl").exists()
-    demo.run_recipe("demo", _overrides(args), _Bar(config.max_steps), _say, overwrite=ours)
+    demo.run_recipe("demo", _overrides(args), _Bar(), _say, overwrite=ours)
     if args.compare:
         demo.compare(_overrides(args), None, _say)
     elif demo.stored_comparison():
@@ -153,10 +157,10 @@ def _train(args):
     from minilora import demo
     from minilora.config import load_recipe
 
-    overrides = _parse_fields(args.set) | _overrides(args)
+    overrides = _parse_keys(args.keys) | _overrides(args)
     config = load_recipe(args.recipe, overrides)
     if config.pretrain is None:
-        result = demo.run_recipe(args.recipe, overrides, _Bar(config.max_steps), _say, args.overwrite)
+        result = demo.run_recipe(args.recipe, overrides, _Bar(), _say, args.overwrite)
         if result.training.interrupted:
             _say(f"interrupted after {result.training.steps} steps; the adapter so far is saved")
         return
@@ -168,25 +172,27 @@ def _train(args):
         "warmup_steps": config.warmup_steps, "weight_decay": config.weight_decay, "adam_beta2": config.adam_beta2,
         "seed": config.seed, "save_steps": 200, "overwrite_output_dir": args.overwrite,
     }  # fmt: skip
-    card = pretrain(config.output_dir, config.pretrain, config.sequence_len, training, _Bar(config.max_steps))
+    card = pretrain(config.output_dir, config.pretrain, config.sequence_len, training, _Bar())
     _say(f"held-out: {card['bits_per_byte_held-out']:.3f} bits per byte; wrote {config.output_dir}/")
 
 
-def _parse_fields(pairs: list[str]) -> dict:
+def _parse_keys(words: list[str]) -> dict:
+    """["--learning_rate", "1e-3", "--adapter=lora"] -> {"learning_rate": 0.001, "adapter": "lora"}: YAML values."""
     import yaml
 
     from minilora.errors import ConfigError
 
-    fields = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes FIELD=VALUE, not {pair!r}")
+    keys, words = {}, list(words)
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or words):
+            raise ConfigError(f"{name}: a key of the recipe is given as --key value")
+        value = value if equals else words.pop(0)
         try:
-            fields[name] = yaml.safe_load(value)
+            keys[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"--set {pair}: {value!r} is not a YAML value") from error
-    return fields
+            raise ConfigError(f"{name} {value}: {value!r} is not a YAML value") from error
+    return keys
 
 
 def _fetch(args):

@@ -16,8 +16,8 @@ from minilora.viz.report import report_page
 COMPARISON = EMBEDDED / "comparison.json"  # written by `minilora demo --compare` on the authors' machine
 VARIANTS = {
     "LoRA on the float base": {"adapter": "lora", "load_in_4bit": False},
-    "full fine-tuning": {"adapter": "none", "load_in_4bit": False, "learning_rate": 2e-3},
-    "from random weights": {"adapter": "none", "load_in_4bit": False, "learning_rate": 2e-3, "random_init": True},
+    "full fine-tuning": {"adapter": "full", "load_in_4bit": False, "learning_rate": 2e-3},
+    "from random weights": {"adapter": "full", "load_in_4bit": False, "learning_rate": 2e-3, "random_init": True},
 }
 
 
@@ -55,12 +55,18 @@ def compare(overrides: dict, progress=None, say=print) -> dict:
 
 
 def result_rows(result: RunResult) -> list[tuple]:
-    before, after, n = result.before, result.after, len(result.task.held_out[: result.config.test_examples])
+    before, after, rows = result.before, result.after, [("", "before", "after")]
+    if before:
+        rows += [
+            ("held-out loss (nats per token)", f"{before['loss']:.3f}", f"{after['loss']:.3f}"),
+            (f"held-out exact match, {result.tested} examples", f"{before['exact_match']:.3f}",
+             f"{after['exact_match']:.3f}"),
+            *[(f"  rule: {rule}", "", f"{score:.3f}") for rule, score in result.task.trivial_rules().items()],
+        ]  # fmt: skip
+    elif measured := [e["eval_loss"] for e in result.training.log if "eval_loss" in e]:
+        rows.append(("validation loss (nats per token)", "", f"{measured[-1]:.3f}"))
     return [
-        ("", "before", "after"),
-        ("held-out loss (nats per token)", f"{before['loss']:.3f}", f"{after['loss']:.3f}"),
-        (f"held-out exact match, {n} examples", f"{before['exact_match']:.3f}", f"{after['exact_match']:.3f}"),
-        *[(f"  rule: {rule}", "", f"{score:.3f}") for rule, score in result.task.trivial_rules().items()],
+        *rows,
         ("bits per weight of the linear layers", "32", f"{result.bits_per_weight:.4g}"),
         ("weights in memory (MB)", f"{result.float_bytes / 1e6:.2f}", f"{result.model_bytes / 1e6:.2f}"),
         ("trainable parameters", "", f"{result.trainable:,} of {result.total:,}"),
@@ -90,20 +96,25 @@ def format_table(rows: list[tuple]) -> str:
 
 
 def _page(name: str, result: RunResult) -> str:
-    model, _ = load_model(result.config.base_model)
-    path = f"model.layers.{model.config.num_hidden_layers // 2}.mlp.up_proj"
-    weight = model.get_submodule(path).weight.data
-    full = weight.reshape(-1)[: weight.size // 64 * 64].reshape(-1, 64)
-    scaled = full / quantize(full, "nf4").absmax[:, None]
     tables = [("What was learned", result_rows(result))]
     if name == "demo" and stored_comparison():
         tables.append(("For comparison, as measured by the authors", comparison_rows(stored_comparison())))
-    figures = [
-        (loss_curve(result.training.log), "Loss at each step, and on the validation files."),
-        (weight_histogram(scaled, CODES["nf4"]), f"{path}: its weights and NF4's sixteen levels."),
-    ]
-    subtitle = (
-        f"{result.config.base_model}, task {result.task.name}: split by file; held-out files are never trained on."
+    figures = [(loss_curve(result.training.log), "Loss at each step, and on the validation examples.")]
+    model, _ = load_model(result.config.base_model)
+    path = next(
+        (p for p in model.state_dict() if p.endswith(f"{model.config.num_hidden_layers // 2}.mlp.up_proj.weight")), None
     )
-    recipe = yaml.safe_dump(result.config.model_dump(), sort_keys=False)
+    if path:
+        weight = model.state_dict()[path]
+        full = weight.reshape(-1)[: weight.size // 64 * 64].reshape(-1, 64)
+        scaled = full / quantize(full, "nf4").absmax[:, None]
+        caption = f"{path.removesuffix('.weight')}: its weights and NF4's sixteen levels."
+        figures.append((weight_histogram(scaled, CODES["nf4"]), caption))
+    learned = (
+        f"task {result.task.name}: split by file; held-out files are never trained on"
+        if result.task
+        else ", ".join(d.path for d in result.config.datasets)
+    )
+    recipe = yaml.safe_dump(result.config.model_dump(exclude_none=True), sort_keys=False)
+    subtitle = f"{result.config.base_model}, {learned}."
     return report_page(f"minilora: {name}", subtitle, tables, figures, result.generations, recipe)

@@ -77,14 +77,14 @@ def test_generate():
         (["generate", "embedded", "x", "--temperature", "-1"], ["temperature >= 0"]),
         (["fetch", "smollm3"], ["unknown model", "smollm2-135m"]),
         (["train", "demoo"], ["unknown recipe", "demo"]),
-        (["train", "demo", "--set", "lora_rank=3"], ["unknown field", "lora_r"]),
-        (["train", "demo", "--set", "lora_r"], ["FIELD=VALUE"]),
-        (["train", "demo", "--set", "lora_r=[1"], ["not a YAML value"]),
-        (["train", "pretrain-stdlib", "--set", "pretrain={hidden: 3}"], ["unknown field of pretrain", "hidden_size"]),
-        (["train", "demo", "--set", "task=headers"], ["unknown task", "header_json"]),
-        (["train", "demo", "--set", "base_model=gpt5"], ["unknown model"]),
-        (["train", "demo", "--set", "sequence_len=20"], ["more than sequence_len 20"]),
-        (["train", "demo", "--set", "lora_target_modules=[qproj]"], ["matches no linear layer", "q_proj"]),
+        (["train", "demo", "--lora_rank", "3"], ["unknown field", "lora_r"]),
+        (["train", "demo", "--lora_r"], ["--key value"]),
+        (["train", "demo", "--lora_r", "[1"], ["not a YAML value"]),
+        (["train", "pretrain-stdlib", "--pretrain", "{hidden: 3}"], ["unknown field of pretrain", "hidden_size"]),
+        (["train", "demo", "--task", "headers"], ["unknown task", "header_json"]),
+        (["train", "demo", "--base_model", "gpt5"], ["unknown model"]),
+        (["train", "demo", "--sequence_len", "20"], ["more than sequence_len 20"]),
+        (["train", "demo", "--lora_target_modules", "[qproj]"], ["matches no linear layer", "q_proj"]),
     ],
 )
 def test_bad_input(tmp_path, args, words):
@@ -111,7 +111,7 @@ def test_output_folders(tmp_path):
 
 
 def test_a_short_run_writes_everything(tmp_path):
-    fields = ["--set", "test_examples=16", "--set", "eval_examples=8", "--set", "eval_steps=2"]
+    fields = ["--test_examples", "16", "--eval_examples", "8", "--eval_steps", "2"]
     result = run("train", "demo", "--max-steps", 4, *fields, "--output-dir", "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert {"adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "report.html", "result.json"} <= set(
@@ -129,7 +129,7 @@ def test_a_short_run_writes_everything(tmp_path):
 
 def test_ctrl_c_saves_the_adapter(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "minilora", "train", "demo", "--set", "test_examples=8", "--output-dir", "out"],
+        [sys.executable, "-m", "minilora", "train", "demo", "--test_examples", "8", "--output-dir", "out"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     metrics = tmp_path / "out" / "metrics.jsonl"
@@ -150,7 +150,7 @@ def test_a_full_disk_while_saving(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "from minilora.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    args = ["train", "demo", "--max-steps", "1", "--set", "test_examples=8", "--output-dir", str(tmp_path / "out")]
+    args = ["train", "demo", "--max-steps", "1", "--test_examples", "8", "--output-dir", str(tmp_path / "out")]
     result = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=300)
     failed(result, "could not be written")
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()

@@ -38,7 +38,7 @@ def test_overrides():
         ("seed: -1", "seed=-1"),
         ("adapter: qlora\nload_in_4bit: false", "qlora needs load_in_4bit: true"),
         ("adapter: lora\nload_in_4bit: true", "load_in_4bit is for adapter: qlora"),
-        ("adapter: none\nload_in_4bit: true", "load_in_4bit is for adapter: qlora"),
+        ("adapter: full\nload_in_4bit: true", "load_in_4bit is for adapter: qlora"),
     ],
 )
 def test_bad_recipes(tmp_path, fields, message):
@@ -55,7 +55,7 @@ def test_unknown_recipe():
 
 
 def test_bits_follow_the_adapter(tmp_path):
-    for adapter, bits in (("qlora", True), ("lora", False), ("none", False)):
+    for adapter, bits in (("qlora", True), ("lora", False), ("full", False)):
         (tmp_path / "r.yml").write_text(f"adapter: {adapter}")
         assert load_recipe(tmp_path / "r.yml").load_in_4bit is bits
 

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from minilora.errors import ConfigError, unknown_name
 from minilora.train.schedule import learning_rate_factor
 
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "muon")
 _COUNTS = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
            "eval_steps", "save_steps")  # fmt: skip
 _RANGES = {  # field -> whether a number will do, and in words
@@ -35,7 +35,7 @@ class TrainingArguments:
     num_train_epochs: float | None = None
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
-    optim: str = "adamw"  # or "muon", for training from nothing
+    optim: str = "adamw"  # or with its state in 8 bits or in pages; "muon" for training from nothing
     learning_rate: float = 1e-3
     lr_scheduler_type: str = "linear"
     warmup_steps: int = 0

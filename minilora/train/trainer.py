@@ -21,11 +21,15 @@ import numpy as np
 
 from minilora.data.collate import IGNORE, Batches
 from minilora.errors import ConfigError, MiniloraError, TrainingError
+from minilora.train.adamw8bit import AdamW8bit
 from minilora.train.arguments import TrainingArguments
 from minilora.train.evaluate import evaluate
 from minilora.train.muon import Muon, hidden_matrices
 from minilora.train.optim import AdamW, clip_grad_norm
+from minilora.train.paged import PagedAdamW
 from minilora.train.schedule import learning_rate_factor
+
+ADAMW = {"adamw": AdamW, "adamw_8bit": AdamW8bit, "paged_adamw": PagedAdamW}
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Trainer:
         if args.optim == "muon":
             self.optimizer = Muon(model.parameters(), hidden_matrices(model), *settings)
         else:
-            self.optimizer = AdamW(model.parameters(), *settings)
+            self.optimizer = ADAMW[args.optim](model.parameters(), *settings)
         trained = [name for name, p in model.named_parameters() if p.requires_grad]  # in the optimizer's order
         self._lora_B = [i for i, name in enumerate(trained) if ".lora_B." in name]
         self._good: tuple[int, list[np.ndarray]] = (0, [])  # updates made, and the weights that gave the last good loss
@@ -100,7 +104,8 @@ class Trainer:
                 if self.args.save_steps and (step + 1) % self.args.save_steps == 0:
                     with hold_interrupts():
                         self.save(folder)
-                self.progress(entry | {"seconds": out.seconds, "tokens_per_second": out.tokens / out.seconds})
+                speed = {"seconds": out.seconds, "tokens_per_second": out.tokens / out.seconds}
+                self.progress(entry | speed | {"max_steps": self.max_steps})
         except KeyboardInterrupt:
             out.interrupted = True
         finally:
