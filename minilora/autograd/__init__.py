@@ -5,6 +5,7 @@ from minilora.autograd.checkpoint import checkpoint
 from minilora.autograd.gradcheck import gradcheck
 from minilora.autograd.ledger import Ledger, ledger
 from minilora.autograd.primitive import PRIMITIVES, primitive
+from minilora.autograd.rounding import autocast
 from minilora.autograd.tensor import Tensor, no_grad
 
-__all__ = ["PRIMITIVES", "Ledger", "Tensor", "checkpoint", "gradcheck", "ledger", "no_grad", "primitive"]
+__all__ = ["PRIMITIVES", "Ledger", "Tensor", "autocast", "checkpoint", "gradcheck", "ledger", "no_grad", "primitive"]

@@ -42,7 +42,7 @@ def primitive(function: Callable | None = None, *, analytic: bool = True):
         except (ValueError, IndexError, TypeError) as error:
             shapes = ", ".join(f"{a.dtype}{list(a.shape)}" if isinstance(a, np.ndarray) else repr(a) for a in arrays)
             raise ShapeError(f"{name}({shapes}): {error}") from error
-        out = Tensor(value)
+        out = Tensor(tensor.rounded(value))
         if tensor.is_grad_enabled():
             needed = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.node is not None]
             if needed:

@@ -23,6 +23,7 @@ import numpy as np
 from minilora.errors import GraphError, ShapeError
 
 _grad_enabled = True
+_rounding: Callable | None = None  # of float32 values and gradients (see rounding.py)
 _live_nodes: "weakref.WeakSet[Node]" = weakref.WeakSet()
 _locks: dict[int, list] = {}  # id(owner) -> [owner of memory, captures of it and its views, arrays made read-only]
 
@@ -208,6 +209,11 @@ def enable_grad():
     return _recording(True)
 
 
+def rounded(x: np.ndarray) -> np.ndarray:
+    """x as the narrow type of autocast would hold it; a scalar, such as a loss, stays float32."""
+    return x if _rounding is None or x.dtype != np.float32 or not x.ndim else _rounding(x)
+
+
 def is_grad_enabled() -> bool:
     return _grad_enabled
 
@@ -269,7 +275,7 @@ def _backward(root: Node, gradient: np.ndarray):
             _accumulate(node.leaf(), g, fresh=node in owned)
             continue
         for parent, vjp in node.parents:
-            gp = _checked(node, parent, vjp(g))
+            gp = rounded(_checked(node, parent, vjp(g)))
             if parent not in grads:
                 grads[parent] = gp
                 if gp is not g and gp.base is None:

@@ -58,6 +58,16 @@ class AdamW8bit(AdamW):
             for p in self.params
         ]
 
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        arrays = {}
+        for i, state in enumerate(self.state):
+            for name, moment in zip("mv", state, strict=True):
+                if isinstance(moment, Moment):
+                    arrays |= {f"{i}.{name}.codes": moment.codes, f"{i}.{name}.absmax": moment.absmax}
+                else:
+                    arrays[f"{i}.{name}"] = moment
+        return arrays
+
     def _update_parameter(self, p, state, rate, correction, decay):
         if p.size < SMALLEST:
             super()._update_parameter(p, state, rate, correction, decay)

@@ -5,11 +5,13 @@ decay is applied to the weights, not to the gradient (Loshchilov and Hutter, arX
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 
 from minilora.autograd import Tensor
-from minilora.errors import GraphError, TrainingError
+from minilora.errors import FileFormatError, GraphError, TrainingError
+from minilora.files import load_safetensors, save_safetensors
 
 CHUNK = 1 << 15  # entries updated at a time: the ten passes over them stay in the cache
 
@@ -43,6 +45,24 @@ class AdamW:
     def _moments(p: Tensor) -> tuple[np.ndarray, np.ndarray]:
         kind = np.result_type(p.dtype, np.float32)  # at least float32: squares of float16 gradients are zero
         return np.zeros(p.size, kind), np.zeros(p.size, kind)
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """The state's arrays, shared, by name."""
+        return {f"{i}.{name}": a for i, state in enumerate(self.state) for name, a in zip("mv", state, strict=True)}
+
+    def save(self, folder: Path):
+        """Write the state to optimizer.safetensors in `folder`."""
+        save_safetensors(folder / "optimizer.safetensors", self.state_arrays(), {"steps": str(self.steps)})
+
+    def load(self, folder: Path):
+        """Read what `save` wrote for the same parameters. Raises FileFormatError."""
+        arrays, metadata = load_safetensors(folder / "optimizer.safetensors")
+        own = self.state_arrays()
+        if own.keys() != arrays.keys() or any(own[n].shape != arrays[n].shape for n in own):
+            raise FileFormatError(f"{folder} holds the state of another optimizer or of other parameters")
+        for name, array in own.items():
+            array[...] = arrays[name]
+        self.steps = int(metadata["steps"])
 
     def zero_grad(self):
         for p in self.params:

@@ -13,10 +13,11 @@ import mmap
 import os
 import tempfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 
-from minilora.errors import ConfigError, TrainingError
+from minilora.errors import ConfigError, FileFormatError, TrainingError
 from minilora.train.optim import CHUNK, AdamW
 
 
@@ -28,7 +29,7 @@ class Pages:
     """
 
     def __init__(self, count: int, shape: tuple[int, ...], resident_bytes: int, folder: str | None = None):
-        self.shape, self.size = shape, int(np.prod(shape)) * 4
+        self.count, self.shape, self.size = count, shape, int(np.prod(shape)) * 4
         if self.size % mmap.ALLOCATIONGRANULARITY:
             raise ConfigError(f"a page of {self.size} bytes is not whole units of {mmap.ALLOCATIONGRANULARITY}")
         self.most = resident_bytes // self.size
@@ -107,6 +108,23 @@ class PagedAdamW(AdamW):
         counts = [-(-p.size // CHUNK) for p in self.params]
         self.pages = Pages(sum(counts), (2, CHUNK), self.resident_bytes, self.folder)
         return [range(stop - count, stop) for stop, count in zip(np.cumsum(counts).tolist(), counts, strict=True)]
+
+    def save(self, folder: Path):
+        """Write the state to optimizer.pages in `folder`, a page at a time."""
+        with open(folder / "optimizer.pages", "wb") as file:
+            np.array([self.steps], np.int64).tofile(file)
+            for number in range(self.pages.count):
+                self.pages[number].tofile(file)
+
+    def load(self, folder: Path):
+        path = folder / "optimizer.pages"
+        if not path.exists() or path.stat().st_size != 8 + self.pages.count * self.pages.size:
+            raise FileFormatError(f"{folder} holds the state of another optimizer or of other parameters")
+        with open(path, "rb") as file:
+            self.steps = int(np.fromfile(file, np.int64, 1)[0])
+            for number in range(self.pages.count):
+                page = self.pages[number]
+                page[...] = np.fromfile(file, np.float32, page.size).reshape(page.shape)
 
     def _update_parameter(self, p, state, rate, correction, decay):
         work = np.empty(min(p.size, CHUNK), np.float32)

@@ -1,0 +1,116 @@
+"""Snapshots: all that a run needs to go on as if it had never stopped, in a folder that is there whole or not at all.
+
+    write(folder, state, model, optimizer, save)     # folder/checkpoint-200/
+    state = read(latest(folder), model, optimizer)
+
+    training.safetensors    the weights that are trained, exactly
+    optimizer.*             its state (see optim.py)
+    state.json              updates made, the generators of random numbers, the arguments, the best evaluation so far
+    and the adapter or model itself, to be used
+
+Batches depend on the seed and the step alone (data/collate.py), so that a step is also a position in the data. A
+snapshot is written beside its place and renamed into it: killed at any moment, a run leaves the previous one.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from minilora.errors import FileFormatError, TrainingError
+from minilora.files import atomic_write, load_safetensors, save_safetensors
+from minilora.nn import Module
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class RunState:
+    """Where a run stands. best: {"step", "value"} of the best evaluation; waited: evaluations since then."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: dict | None = None
+    waited: int = 0
+    args: dict = field(default_factory=dict)
+    data: str = ""  # names the training set
+    scaler: dict = field(default_factory=dict)  # of fp16's loss
+    generators: list[dict] = field(default_factory=list)
+
+
+def generators(model: Module) -> list[np.random.Generator]:
+    """Those that the model's modules draw from (dropout's), each once."""
+    found = {}
+    for _, module in model.named_modules():
+        found |= {id(v): v for v in vars(module).values() if isinstance(v, np.random.Generator)}
+    return list(found.values())
+
+
+def write(folder: Path, state: RunState, model: Module, optimizer, save: Callable[[Path], None]) -> Path:
+    """Raises TrainingError where it cannot be written; earlier snapshots are then intact."""
+    place = folder / f"checkpoint-{state.step}"
+    aside = folder / f".{place.name}.part"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save(aside)
+        save_safetensors(aside / "training.safetensors", _trained(model))
+        optimizer.save(aside)
+        state.generators = [rng.bit_generator.state for rng in generators(model)]
+        atomic_write(aside / "state.json", json.dumps(asdict(state)) + "\n")
+        shutil.rmtree(place, ignore_errors=True)
+        os.rename(aside, place)
+    except OSError as error:
+        raise TrainingError(f"snapshot {place} could not be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return place
+
+
+def read(path: Path, model: Module, optimizer) -> RunState:
+    """Put the weights, the optimizer's state and the generators back. Raises FileFormatError where they do not fit."""
+    try:
+        state = RunState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{path} is not a snapshot: state.json cannot be read ({error})") from None
+    weights, _ = load_safetensors(path / "training.safetensors")
+    wanted = _trained(model)
+    if weights.keys() != wanted.keys() or any(weights[n].shape != wanted[n].shape for n in wanted):
+        odd = sorted(weights.keys() ^ wanted.keys()) or [n for n in wanted if weights[n].shape != wanted[n].shape]
+        raise FileFormatError(f"{path} is of another model or adapter: {odd[0]!r} is in one of them only, or differs")
+    own = dict(model.named_parameters())
+    for name, array in weights.items():
+        own[name].data = array
+        own[name].mark_changed()
+    optimizer.load(path)
+    for rng, saved in zip(generators(model), state.generators, strict=True):
+        rng.bit_generator.state = saved
+    return state
+
+
+def _trained(model: Module) -> dict[str, np.ndarray]:
+    return {name: p.data for name, p in model.trainable().items()}
+
+
+def all_of(folder: Path) -> dict[int, Path]:
+    """step -> snapshot, in order."""
+    found = {int(m[1]): p for p in Path(folder).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
+    return dict(sorted(found.items()))
+
+
+def latest(folder: Path) -> Path | None:
+    return next(reversed(all_of(folder).values()), None)
+
+
+def keep(folder: Path, limit: int | None, best: int | None):
+    """Delete all but the last `limit` snapshots and that of step `best`."""
+    snapshots = all_of(folder)
+    for step in list(snapshots)[: -limit or None] if limit else []:
+        if step != best:
+            shutil.rmtree(snapshots[step])
