@@ -4,15 +4,29 @@ args = TrainingArguments("out", num_train_epochs=2, learning_rate=5e-3, warmup_r
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 
 from minilora.errors import ConfigError, unknown_name
 from minilora.train.schedule import learning_rate_factor
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "muon")
-_COUNTS = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
-           "eval_steps", "save_steps")  # fmt: skip
+_COUNTS = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "eval_steps",
+    "save_steps",
+    "logging_steps",
+    "save_total_limit",
+    "early_stopping_patience",
+    "relora_steps",
+)
+_NOT_THE_CURVE = ("output_dir", "overwrite_output_dir", "save_steps", "save_total_limit", "load_best_model_at_end",
+                  "metric_for_best_model", "early_stopping_patience", "eval_steps", "per_device_eval_batch_size",
+                  "logging_steps", "report_to", "gradient_checkpointing")  # fmt: skip
+BETTER = {"eval_loss": lambda new, best: new < best, "eval_exact_match": lambda new, best: new > best}
 _RANGES = {  # field -> whether a number will do, and in words
     "num_train_epochs": (lambda x: x > 0, "positive"),
     "learning_rate": (lambda x: x > 0, "positive"),
@@ -46,7 +60,18 @@ class TrainingArguments:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     eval_steps: int | None = None  # evaluate every so many updates; always at the end where there is an eval_dataset
-    save_steps: int | None = None  # save every so many updates; always at the end
+    save_steps: int | None = None  # a snapshot every so many updates; the weights always at the end
+    save_total_limit: int | None = None  # snapshots that are kept, the last ones; that of the best evaluation always is
+    load_best_model_at_end: bool = False  # end with the weights of the best evaluation; save_steps as eval_steps then
+    metric_for_best_model: str = "eval_loss"  # or "eval_exact_match"
+    early_stopping_patience: int | None = None  # stop after so many evaluations that were no better than the best
+    logging_steps: int = 1  # updates from one line of the log to the next; evaluations always have one
+    bf16: bool = False  # compute rounded to bfloat16 (see precision.py)
+    fp16: bool = False  # or to float16, with a scaled loss
+    gradient_checkpointing: bool = False
+    relora_steps: int | None = None  # merge and begin a new adapter every so many updates (see relora.py)
+    relora_warmup_steps: int = 10
+    report_to: str = "none"  # or "tensorboard"
     per_device_eval_batch_size: int = 32
     seed: int = 0
     overwrite_output_dir: bool = False
@@ -61,7 +86,7 @@ class TrainingArguments:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and value > 0):
                 raise ConfigError(f"{name} must be positive and whole, not {value!r}")
-        for name in ("warmup_steps", "seed"):
+        for name in ("warmup_steps", "seed", "relora_warmup_steps"):
             value = getattr(self, name)
             if not (isinstance(value, Integral) and value >= 0):
                 raise ConfigError(f"{name} must be a whole number, zero or more, not {value!r}")
@@ -69,9 +94,25 @@ class TrainingArguments:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and math.isfinite(value) and fits(value)):
                 raise ConfigError(f"{name} must be {words}, not {value!r}")
+        if self.bf16 and self.fp16:
+            raise ConfigError("bf16 or fp16, not both")
+        if self.metric_for_best_model not in BETTER:
+            raise unknown_name("metric_for_best_model", self.metric_for_best_model, BETTER)
+        if self.report_to not in ("none", "tensorboard"):
+            raise unknown_name("report_to", self.report_to, ("none", "tensorboard"))
+        if self.load_best_model_at_end and (not self.eval_steps or self.save_steps != self.eval_steps):
+            raise ConfigError("load_best_model_at_end needs save_steps to be eval_steps: the best must have been saved")
         if self.optim not in OPTIMIZERS:
             raise unknown_name("optim", self.optim, OPTIMIZERS)
         learning_rate_factor(self.lr_scheduler_type, 0, 1)
+
+    @property
+    def precision(self) -> str:
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
+
+    def curve(self) -> dict:
+        """The arguments that the losses depend on, which a run shares with the snapshot that it goes on from."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_THE_CURVE}
 
     def steps(self, batches_per_epoch: int | None) -> int:
         """Updates of a run. batches_per_epoch: None for data without epochs; num_train_epochs is then a ConfigError."""

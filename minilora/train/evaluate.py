@@ -1,5 +1,7 @@
 """Loss and exact match on a dataset, without gradients."""
 
+import math
+
 import numpy as np
 
 from minilora.autograd import no_grad
@@ -9,7 +11,8 @@ from minilora.ops import cross_entropy
 
 
 def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, float]:
-    """{"loss": nats per target token, "exact_match": share of examples, "tokens": targets}.
+    """{"loss": nats per target token, "perplexity": its exponential, "exact_match": share of examples, "tokens":
+    targets}.
 
     An example matches when the likeliest token is right at every target, the end of text included, given the right
     tokens before it: which is when greedy generation gives the whole answer.
@@ -31,4 +34,6 @@ def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, f
                 matches += len(batch["input_ids"]) - len(wrong)
     finally:
         model.train(was_training)
-    return {"loss": loss / tokens, "exact_match": matches / len(dataset), "tokens": tokens}
+    loss /= tokens
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"loss": loss, "perplexity": perplexity, "exact_match": matches / len(dataset), "tokens": tokens}

@@ -34,8 +34,11 @@ class AdamW:
         if not self.params:
             raise TrainingError("no trainable parameter: attach an adapter with get_peft_model, or set requires_grad")
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.steps = 0
-        self.state = self._new_state()
+        self.reset()
+
+    def reset(self):
+        """Forget all updates so far."""
+        self.steps, self.state = 0, self._new_state()
 
     def _new_state(self) -> list:
         """For each parameter what _update_parameter is given: here m and v."""

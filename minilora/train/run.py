@@ -19,9 +19,11 @@ from minilora.models.families import FAMILIES
 from minilora.models.generate import generate
 from minilora.models.registry import load_model
 from minilora.nn import CausalLM, Module, quantize_model
+from minilora.train.arguments import TrainingArguments
 from minilora.train.evaluate import evaluate
+from minilora.train.output import prepare_output_dir
 from minilora.train.prepare import prepare
-from minilora.train.trainer import Trainer, TrainingArguments, TrainOutput, prepare_output_dir
+from minilora.train.trainer import Trainer, TrainOutput
 
 
 @dataclass

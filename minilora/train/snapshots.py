@@ -52,15 +52,20 @@ def generators(model: Module) -> list[np.random.Generator]:
     return list(found.values())
 
 
-def write(folder: Path, state: RunState, model: Module, optimizer, save: Callable[[Path], None]) -> Path:
-    """Raises TrainingError where it cannot be written; earlier snapshots are then intact."""
+def write(
+    folder: Path, state: RunState, model: Module, optimizer, save: Callable[[Path], None], everything: bool = False
+) -> Path:  # fmt: skip
+    """Raises TrainingError where it cannot be written; earlier snapshots are then intact.
+
+    everything: with the weights that are not trained (where they change all the same).
+    """
     place = folder / f"checkpoint-{state.step}"
     aside = folder / f".{place.name}.part"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         save(aside)
-        save_safetensors(aside / "training.safetensors", _trained(model))
+        save_safetensors(aside / "training.safetensors", _weights(model, everything))
         optimizer.save(aside)
         state.generators = [rng.bit_generator.state for rng in generators(model)]
         atomic_write(aside / "state.json", json.dumps(asdict(state)) + "\n")
@@ -73,14 +78,14 @@ def write(folder: Path, state: RunState, model: Module, optimizer, save: Callabl
     return place
 
 
-def read(path: Path, model: Module, optimizer) -> RunState:
+def read(path: Path, model: Module, optimizer, everything: bool = False) -> RunState:
     """Put the weights, the optimizer's state and the generators back. Raises FileFormatError where they do not fit."""
     try:
         state = RunState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise FileFormatError(f"{path} is not a snapshot: state.json cannot be read ({error})") from None
     weights, _ = load_safetensors(path / "training.safetensors")
-    wanted = _trained(model)
+    wanted = _weights(model, everything)
     if weights.keys() != wanted.keys() or any(weights[n].shape != wanted[n].shape for n in wanted):
         odd = sorted(weights.keys() ^ wanted.keys()) or [n for n in wanted if weights[n].shape != wanted[n].shape]
         raise FileFormatError(f"{path} is of another model or adapter: {odd[0]!r} is in one of them only, or differs")
@@ -94,8 +99,8 @@ def read(path: Path, model: Module, optimizer) -> RunState:
     return state
 
 
-def _trained(model: Module) -> dict[str, np.ndarray]:
-    return {name: p.data for name, p in model.trainable().items()}
+def _weights(model: Module, everything: bool) -> dict[str, np.ndarray]:
+    return {name: p.data for name, p in model.named_parameters() if everything or p.requires_grad}
 
 
 def all_of(folder: Path) -> dict[int, Path]:
