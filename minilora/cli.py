@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int)
     train.add_argument("--max-steps", type=int)
     train.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
+    train.add_argument("--show-batch", action="store_true", help="print the first batch with its mask, and stop")
+    train.add_argument("--dry-run", action="store_true", help="print the plan and the memory it needs, and stop")
 
     fetch = add("fetch", _fetch, "download a model into the cache, checksum verified")
     fetch.add_argument("model", help="smollm2-135m")
@@ -159,6 +161,12 @@ def _train(args):
 
     overrides = _parse_keys(args.keys) | _overrides(args)
     config = load_recipe(args.recipe, overrides)
+    if args.show_batch or args.dry_run:
+        from minilora.train import plan
+
+        colour = sys.stdout.isatty()
+        _say(plan.first_batch(config, colour) if args.show_batch else "\n".join(plan.plan(config)))
+        return
     if config.pretrain is None:
         result = demo.run_recipe(args.recipe, overrides, _Bar(), _say, args.overwrite)
         if result.training.interrupted:

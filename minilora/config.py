@@ -117,6 +117,7 @@ class RunConfig(_Strict):
     eval_examples: int = Field(64, gt=0)  # of the validation set, during training
     test_examples: int = Field(512, gt=0)  # of a task's held-out set, before and after
     early_stopping_patience: int | None = Field(None, gt=0)
+    load_best_model_at_end: bool = False
     save_steps: int | None = Field(None, gt=0)
     save_total_limit: int | None = Field(None, gt=0)
     resume_from_checkpoint: str | bool | None = None  # a snapshot's folder; true: the last one in output_dir

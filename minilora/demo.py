@@ -9,6 +9,7 @@ from minilora.config import load_recipe
 from minilora.files import atomic_write
 from minilora.models.registry import EMBEDDED, load_model
 from minilora.quant import CODES, quantize
+from minilora.train.distributed import processes
 from minilora.train.run import RunResult, run
 from minilora.viz.charts import loss_curve, weight_histogram
 from minilora.viz.report import report_page
@@ -26,6 +27,8 @@ def run_recipe(name: str, overrides: dict, progress=None, say=print, overwrite=F
     config = load_recipe(name, overrides)
     result = run(config, progress, say, overwrite)
     folder = Path(config.output_dir)
+    if not processes().first:
+        return result
     atomic_write(folder / "report.html", _page(name, result))
     figures = {"before": result.before, "after": result.after, "seconds": result.training.seconds,
                "trainable": result.trainable, "bits_per_weight": result.bits_per_weight}  # fmt: skip

@@ -12,7 +12,8 @@ IGNORE = -100
 
 
 class DataCollatorForLanguageModeling:
-    """Pads examples to the longest: {"input_ids", "labels", "attention_mask"}, each (B, T)."""
+    """Pads examples to the longest: {"input_ids", "labels", "attention_mask"}, each (B, T); of packed rows (packing.py)
+    also "segment_ids", 0 where there is padding."""
 
     def __init__(self, tokenizer=None, mlm: bool = False, max_length: int | None = None):
         """tokenizer: its end-of-text token pads (0 without one). max_length: longer examples are refused."""
@@ -32,18 +33,19 @@ class DataCollatorForLanguageModeling:
                 "shorten it, or raise sequence_len"
             )
         ids = np.full((len(examples), longest), self.pad_token_id, np.int64)
-        labels, mask = np.full_like(ids, IGNORE), np.zeros(ids.shape, bool)
+        labels = np.full_like(ids, IGNORE)
+        packed = any("segment_ids" in e for e in examples)
+        segments = np.zeros_like(ids)
         for i, (example, n) in enumerate(zip(examples, lengths, strict=True)):
-            ids[i, :n], labels[i, :n], mask[i, :n] = (
-                example["input_ids"],
-                example.get("labels", example["input_ids"]),
-                True,
-            )
+            ids[i, :n], labels[i, :n] = example["input_ids"], example.get("labels", example["input_ids"])
+            segments[i, :n] = example.get("segment_ids", 1)
+        mask = segments > 0
         if (labels[:, 1:] == IGNORE).all():
             raise DataError(
                 f"none of the {len(examples)} examples of this batch has a target token: all labels are -100"
             )
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        return batch | {"segment_ids": segments} if packed else batch
 
 
 class Batches:
@@ -72,9 +74,14 @@ class Batches:
             shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
             raise DataError(f"batch {step} (training examples {shown}): {error}") from None
 
+    def _lengths(self):
+        """Tokens of each example; a dataset on disk tells them without being read."""
+        lengths = getattr(self.dataset, "lengths", None)
+        return [len(e["input_ids"]) for e in self.dataset] if lengths is None else lengths
+
     def _plan(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])
-        order, lengths = rng.permutation(len(self.dataset)), [len(e["input_ids"]) for e in self.dataset]
+        order, lengths = rng.permutation(len(self.dataset)), self._lengths()
         order = order[: self.per_epoch * self.batch_size]
         pool, plan = 16 * self.batch_size, []
         for start in range(0, len(order), pool):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minilora.backend import numpy as kernels
+from minilora.backend import array_namespace, kernels_for
 from minilora.quant.codebooks import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
-from minilora.train.optim import CHUNK, AdamW
+from minilora.train.optim import AdamW
 
 BLOCKSIZE = 256
 SMALLEST = 4096  # entries that a parameter needs for its state to be quantized
@@ -33,18 +33,19 @@ class Moment:
     absmax: np.ndarray
 
     @classmethod
-    def zeros(cls, size: int, levels: np.ndarray) -> "Moment":
-        zero = int(np.flatnonzero(levels == 0)[0])
-        return cls(levels, np.full(size, zero, np.uint8), np.zeros(-(-size // BLOCKSIZE), np.float32))
+    def zeros(cls, p, levels: np.ndarray) -> "Moment":
+        xp, zero = array_namespace(p.data), int(np.flatnonzero(levels == 0)[0])
+        return cls(levels, xp.full(p.size, zero, np.uint8), xp.zeros(-(-p.size // BLOCKSIZE), np.float32))
 
     def read(self, part: slice) -> np.ndarray:
         """float32, of whole blocks."""
         blocks = slice(part.start // BLOCKSIZE, -(-part.stop // BLOCKSIZE))
-        return kernels.dequantize_8bit(self.codes[part], self.absmax[blocks], self.levels, BLOCKSIZE)
+        codes = self.codes[part]
+        return kernels_for(codes).dequantize_8bit(codes, self.absmax[blocks], self.levels, BLOCKSIZE)
 
     def write(self, part: slice, values: np.ndarray):
         blocks = slice(part.start // BLOCKSIZE, -(-part.stop // BLOCKSIZE))
-        codes, self.absmax[blocks] = kernels.quantize_8bit(values, self.levels, BLOCKSIZE)
+        codes, self.absmax[blocks] = kernels_for(values).quantize_8bit(values, self.levels, BLOCKSIZE)
         if self.levels is UNSIGNED_DYNAMIC_MAP:  # whose code 0 is zero
             codes = np.maximum(codes, values > 0)
         self.codes[part] = codes
@@ -54,7 +55,7 @@ class AdamW8bit(AdamW):
     def _new_state(self):
         maps = DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
         return [
-            self._moments(p) if p.size < SMALLEST else tuple(Moment.zeros(p.size, levels) for levels in maps)
+            self._moments(p) if p.size < SMALLEST else tuple(Moment.zeros(p, levels) for levels in maps)
             for p in self.params
         ]
 
@@ -72,10 +73,11 @@ class AdamW8bit(AdamW):
         if p.size < SMALLEST:
             super()._update_parameter(p, state, rate, correction, decay)
             return
-        work = np.empty(min(p.size, CHUNK), np.float32)
+        chunk = self._chunk(p)
+        work = array_namespace(p.data).empty(chunk, np.float32)
         theta, g = p.data.reshape(-1), p.grad.reshape(-1).astype(np.float32, copy=False)
-        for start in range(0, p.size, CHUNK):
-            part = slice(start, min(start + CHUNK, p.size))
+        for start in range(0, p.size, chunk):
+            part = slice(start, min(start + chunk, p.size))
             m, v = (moment.read(part) for moment in state)
             self._update(theta[part], g[part], m, v, work, rate, correction, decay)
             for moment, values in zip(state, (m, v), strict=True):

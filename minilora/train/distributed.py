@@ -9,9 +9,11 @@ batch, so that n processes and one compute the same up to the order in which flo
 """
 
 import os
+import sys
 
 import numpy as np
 
+from minilora.backend import like, to_numpy
 from minilora.errors import ConfigError
 
 
@@ -20,6 +22,12 @@ class Processes:
 
     rank, size = 0, 1
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """An error in one of several processes ends them all, with its message: the others would wait for ever."""
+
     @property
     def first(self) -> bool:
         return self.rank == 0
@@ -27,6 +35,11 @@ class Processes:
     def share(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The rows of a batch that this process computes; there may be none."""
         return batch if self.size == 1 else {name: a[self.rank :: self.size] for name, a in batch.items()}
+
+    def separate(self, generators: list[np.random.Generator]):
+        """Give each process random numbers of its own (2^128 draws apart): its rows are not another's."""
+        for rng in generators if self.rank else []:
+            rng.bit_generator.state = rng.bit_generator.jumped(self.rank).state
 
     def add_up(self, params, loss: float) -> float:
         """Replace the gradients, and return the loss, by their sums over all processes."""
@@ -49,19 +62,20 @@ class MpiProcesses(Processes):
         buffer[0], a = loss, 1
         for p in params:
             if p.grad is not None:
-                buffer[a : a + p.size] = p.grad.ravel()
+                buffer[a : a + p.size] = to_numpy(p.grad).ravel()
             a += p.size
         total = np.empty_like(buffer)
         self.comm.Allreduce(buffer, total)
         a = 1
         for p in params:
-            p.grad = total[a : a + p.size].reshape(p.shape).astype(p.dtype)
+            p.grad = like(total[a : a + p.size].reshape(p.shape).astype(p.dtype), p.data)
             a += p.size
         return float(total[0])
 
-    def end_all(self):
-        """End every process of the job: one that died would leave the others waiting."""
-        self.comm.Abort(1)
+    def __exit__(self, kind, error, trace):
+        if error is not None:
+            print(f"process {self.rank} of {self.size}: {error or kind.__name__}", file=sys.stderr, flush=True)
+            self.comm.Abort(1)
 
 
 def processes() -> Processes:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from minilora.autograd import no_grad
+from minilora.backend import to_numpy
 from minilora.data.collate import DataCollatorForLanguageModeling
 from minilora.errors import DataError
 from minilora.ops import cross_entropy
@@ -30,7 +31,7 @@ def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, f
                 logits, rows, targets = model.target_logits(batch["input_ids"], batch["labels"])
                 loss += cross_entropy(logits, targets, reduction="sum").item()
                 tokens += len(targets)
-                wrong = np.unique(rows[logits.data.argmax(-1) != targets])
+                wrong = np.unique(to_numpy(rows)[to_numpy(logits.data.argmax(-1)) != to_numpy(targets)])
                 matches += len(batch["input_ids"]) - len(wrong)
     finally:
         model.train(was_training)

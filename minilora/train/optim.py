@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from minilora.autograd import Tensor
+from minilora.autograd.tensor import writeable
+from minilora.backend import array_namespace, like, to_numpy
 from minilora.errors import FileFormatError, GraphError, TrainingError
 from minilora.files import load_safetensors, save_safetensors
 
-CHUNK = 1 << 15  # entries updated at a time: the ten passes over them stay in the cache
+CHUNK = 1 << 15  # entries updated at a time: the ten passes over them stay in the CPU's cache
 
 
 def clip_grad_norm(params: list[Tensor], max_norm: float) -> float:
     """Scale all gradients so that their joint Euclidean norm is at most max_norm; returns the norm before."""
     grads = [p.grad for p in params if p.grad is not None]
-    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads))
+    squares = [np.vdot(g, g) for g in grads]  # all asked for before the first is waited for
+    norm = math.sqrt(sum(map(float, squares)))
     if norm > max_norm:
         for g in grads:
             g *= max_norm / norm
@@ -47,7 +50,8 @@ class AdamW:
     @staticmethod
     def _moments(p: Tensor) -> tuple[np.ndarray, np.ndarray]:
         kind = np.result_type(p.dtype, np.float32)  # at least float32: squares of float16 gradients are zero
-        return np.zeros(p.size, kind), np.zeros(p.size, kind)
+        xp = array_namespace(p.data)
+        return xp.zeros(p.size, kind), xp.zeros(p.size, kind)
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """The state's arrays, shared, by name."""
@@ -55,7 +59,8 @@ class AdamW:
 
     def save(self, folder: Path):
         """Write the state to optimizer.safetensors in `folder`."""
-        save_safetensors(folder / "optimizer.safetensors", self.state_arrays(), {"steps": str(self.steps)})
+        arrays = {name: to_numpy(array) for name, array in self.state_arrays().items()}
+        save_safetensors(folder / "optimizer.safetensors", arrays, {"steps": str(self.steps)})
 
     def load(self, folder: Path):
         """Read what `save` wrote for the same parameters. Raises FileFormatError."""
@@ -64,7 +69,7 @@ class AdamW:
         if own.keys() != arrays.keys() or any(own[n].shape != arrays[n].shape for n in own):
             raise FileFormatError(f"{folder} holds the state of another optimizer or of other parameters")
         for name, array in own.items():
-            array[...] = arrays[name]
+            array[...] = like(arrays[name], array)
         self.steps = int(metadata["steps"])
 
     def zero_grad(self):
@@ -83,7 +88,7 @@ class AdamW:
 
     def step(self):
         """One update, of all parameters or none. Raises GraphError where a graph not yet walked holds a parameter."""
-        if any(p.grad is not None and not p.data.flags.writeable for p in self.params):
+        if any(p.grad is not None and not writeable(p.data) for p in self.params):
             raise GraphError("a parameter is held by a graph still waiting for backward; call backward before step")
         self.steps += 1
         b1, b2 = self.betas
@@ -98,12 +103,18 @@ class AdamW:
             self._update_parameter(p, state, rate, correction, decay)
             p.mark_changed()
 
+    @staticmethod
+    def _chunk(p: Tensor) -> int:
+        """Entries updated at a time; a GPU takes all."""
+        return max(1, min(p.size, CHUNK) if isinstance(p.data, np.ndarray) else p.size)
+
     def _update_parameter(self, p, state, rate, correction, decay):
         m, v = state
-        work = np.empty(min(p.size, CHUNK), m.dtype)
+        chunk = self._chunk(p)
+        work = array_namespace(m).empty(chunk, m.dtype)
         theta, g = p.data.reshape(-1), p.grad.reshape(-1).astype(m.dtype, copy=False)
-        for start in range(0, p.size, CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, p.size, chunk):
+            part = slice(start, start + chunk)
             self._update(theta[part], g[part], m[part], v[part], work, rate, correction, decay)
 
     def _update(self, theta, g, m, v, work, rate, correction, decay):

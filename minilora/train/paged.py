@@ -105,6 +105,8 @@ class PagedAdamW(AdamW):
         wide = [p for p in self.params if p.dtype.itemsize > 4]
         if wide:
             raise ConfigError(f"paged state is float32; a parameter is {wide[0].dtype}")
+        if not all(isinstance(p.data, np.ndarray) for p in self.params):
+            raise ConfigError("pages are in the host's memory and the parameters on a GPU; choose adamw or adamw_8bit")
         counts = [-(-p.size // CHUNK) for p in self.params]
         self.pages = Pages(sum(counts), (2, CHUNK), self.resident_bytes, self.folder)
         return [range(stop - count, stop) for stop, count in zip(np.cumsum(counts).tolist(), counts, strict=True)]

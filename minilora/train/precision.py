@@ -11,6 +11,8 @@ gradient overflows, and that update is skipped; it doubles after `patience` upda
 "Mixed Precision Training", arXiv:1710.03740, section 3.2). bfloat16 has float32's range and needs none of this.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from minilora import autograd
@@ -23,8 +25,12 @@ class Precision:
         self.dtype, self.patience, self.good = dtype, patience, 0
         self.scale = scale if dtype == "float16" else 1.0
 
+    @contextmanager
     def autocast(self):
-        return autograd.autocast(None if self.dtype == "float32" else self.dtype)
+        """Within it ops are computed in this type; float16's overflows are expected, and no warning."""
+        expected = {"over": "ignore", "invalid": "ignore"} if self.dtype == "float16" else {}
+        with np.errstate(**expected), autograd.autocast(None if self.dtype == "float32" else self.dtype):
+            yield
 
     def unscale(self, params) -> bool:
         """Divide the gradients by the scale; whether they are finite, where overflow is to be expected (float16)."""

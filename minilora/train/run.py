@@ -6,6 +6,7 @@
 Configuration -> model and tokenizer -> quantized -> with adapters -> batches -> loss -> gradients -> adapter files.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from minilora.models.generate import generate
 from minilora.models.registry import load_model
 from minilora.nn import CausalLM, Module, quantize_model
 from minilora.train.arguments import TrainingArguments
+from minilora.train.distributed import Processes, bytes_per_step, processes
 from minilora.train.evaluate import evaluate
 from minilora.train.output import prepare_output_dir
 from minilora.train.prepare import prepare
@@ -67,13 +69,17 @@ def run(
     """Fine-tune as `config` says and save to config.output_dir. Raises MiniloraError for whatever does not fit."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(config.blas_threads, user_api="blas"):
-        return _run(config, progress, say, overwrite)
+    with threadpool_limits(config.blas_threads, user_api="blas"), processes() as workers:
+        return _run(config, progress, say, overwrite, workers)
 
 
-def _run(config: RunConfig, progress, say, overwrite: bool) -> RunResult:
+def _run(config: RunConfig, progress, say, overwrite: bool, workers: Processes) -> RunResult:
     _refuse_unfinished(config)
-    prepare_output_dir(config.output_dir, overwrite)  # before minutes are spent
+    resume = config.resume_from_checkpoint
+    if workers.first:
+        prepare_output_dir(config.output_dir, overwrite or bool(resume))  # before minutes are spent
+    else:
+        say, progress = (lambda line: None), None
     say(f"loading {config.base_model}")
     base, tokenizer = load_base(config)
     sets = load_sets(config, tokenizer, say)
@@ -89,11 +95,15 @@ def _run(config: RunConfig, progress, say, overwrite: bool) -> RunResult:
         say(f"held-out exact match before, {len(sets.test)} examples")
         before = evaluate(model, sets.test, args.per_device_eval_batch_size, collator)
     shown = [(e.prompt, e.response, _answer(model, tokenizer, e.prompt)) for e in sets.shown]
-    save = None if isinstance(model, PeftModel) else lambda folder: save_folder(model, tokenizer, folder)
-    trainer = Trainer(model, args, sets.train, sets.validation or None, collator, progress, save)
+    trainer = Trainer(
+        model, args, sets.train, sets.validation or None, collator, progress, _saver(model, tokenizer, config), workers
+    )
     trainable = sum(p.size for p in trainer.optimizer.params)
     say(f"training {trainable:,} of {model.num_parameters():,} parameters, {trainer.max_steps} steps")
-    training = trainer.train()
+    if workers.size > 1:
+        sent, whole = (bytes_per_step(n, workers.size) / 1e6 for n in (trainable, model.num_parameters()))
+        say(f"{workers.size} processes; each sends {sent:.2f} MB a step (with every weight trained: {whole:.2f} MB)")
+    training = trainer.train(resume)
     after = {}
     if sets.test:
         say("held-out exact match after")
@@ -104,11 +114,18 @@ def _run(config: RunConfig, progress, say, overwrite: bool) -> RunResult:
     )  # fmt: skip
 
 
+def _saver(model: Module, tokenizer, config: RunConfig) -> Callable | None:
+    """What writes the result: None for an adapter's own save_pretrained; else a whole model's folder. After ReLoRA the
+    base has changed, and only the merged model is what was trained."""
+    if config.adapter == "relora":
+        return lambda folder: save_folder(copy.deepcopy(model).merge_and_unload(), tokenizer, folder)
+    return None if isinstance(model, PeftModel) else lambda folder: save_folder(model, tokenizer, folder)
+
+
 def _refuse_unfinished(config: RunConfig):
     """Keys that are read and not yet acted on."""
     unset = RunConfig.model_fields
-    keys = ("sample_packing", "gradient_checkpointing", "bf16", "fp16", "relora_steps", "early_stopping_patience",
-            "save_total_limit", "resume_from_checkpoint", "use_tensorboard", "logging_steps")  # fmt: skip
+    keys = ("sample_packing", "gradient_checkpointing")
     asked = [k for k in keys if getattr(config, k) not in (unset[k].default, "auto")]
     if asked:
         raise ConfigError(f"{', '.join(asked)}: not available in this version; leave it out")
@@ -173,7 +190,11 @@ def training_arguments(config: RunConfig, overwrite: bool = False) -> TrainingAr
         gradient_accumulation_steps=config.gradient_accumulation_steps, warmup_steps=config.warmup_steps,
         warmup_ratio=config.warmup_ratio, weight_decay=config.weight_decay, adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2, adam_epsilon=config.adam_epsilon, max_grad_norm=config.max_grad_norm,
-        eval_steps=config.eval_steps, save_steps=config.save_steps,
+        eval_steps=config.eval_steps, save_steps=config.save_steps, save_total_limit=config.save_total_limit,
+        load_best_model_at_end=config.load_best_model_at_end, logging_steps=config.logging_steps,
+        early_stopping_patience=config.early_stopping_patience, bf16=config.bf16 is True, fp16=config.fp16,
+        gradient_checkpointing=config.gradient_checkpointing, relora_steps=config.relora_steps,
+        relora_warmup_steps=config.relora_warmup_steps, report_to="tensorboard" if config.use_tensorboard else "none",
         per_device_eval_batch_size=min(32, config.micro_batch_size * 4), seed=config.seed,
         overwrite_output_dir=overwrite,
     )  # fmt: skip

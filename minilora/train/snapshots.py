@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minilora.backend import like, to_numpy
 from minilora.errors import FileFormatError, TrainingError
 from minilora.files import atomic_write, load_safetensors, save_safetensors
 from minilora.nn import Module
@@ -91,7 +92,7 @@ def read(path: Path, model: Module, optimizer, everything: bool = False) -> RunS
         raise FileFormatError(f"{path} is of another model or adapter: {odd[0]!r} is in one of them only, or differs")
     own = dict(model.named_parameters())
     for name, array in weights.items():
-        own[name].data = array
+        own[name].data = like(array, own[name].data)
         own[name].mark_changed()
     optimizer.load(path)
     for rng, saved in zip(generators(model), state.generators, strict=True):
@@ -100,7 +101,7 @@ def read(path: Path, model: Module, optimizer, everything: bool = False) -> RunS
 
 
 def _weights(model: Module, everything: bool) -> dict[str, np.ndarray]:
-    return {name: p.data for name, p in model.named_parameters() if everything or p.requires_grad}
+    return {name: to_numpy(p.data) for name, p in model.named_parameters() if everything or p.requires_grad}
 
 
 def all_of(folder: Path) -> dict[int, Path]:

@@ -96,11 +96,16 @@ class Trainer:
         Raises TrainingError for a non-finite loss, after saving the last weights that gave a finite one, for adapters
         that the first update does not change, and for an output folder that cannot be used, before the first update.
         """
-        folder = prepare_output_dir(
-            self.args.output_dir, self.args.overwrite_output_dir or bool(resume_from_checkpoint)
-        )
+        with self.processes:
+            return self._train(resume_from_checkpoint)
+
+    def _train(self, resume_from_checkpoint) -> TrainOutput:
+        folder = Path(self.args.output_dir)
+        if self.processes.first:
+            prepare_output_dir(folder, self.args.overwrite_output_dir or bool(resume_from_checkpoint))
         self.state.data = self._name_of_data()
         resumed = self._resume(folder, resume_from_checkpoint)
+        self.processes.separate(snapshots.generators(self.model))
         log = RunLog(folder, self.args.report_to == "tensorboard", resumed) if self.processes.first else None
         if self.processes.first:
             atomic_write(folder / "trainer_args.json", json.dumps(asdict(self.args), indent=2) + "\n")

@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from train.test_trainer import adapted, dataset
 
 from minilora import LoraConfig, Trainer, TrainingArguments, get_peft_model
 from minilora.errors import ConfigError, FileFormatError
 from minilora.nn import CausalLM, TransformerConfig
 from minilora.train import snapshots
-from tests.train.test_trainer import adapted, dataset
 
+TESTS = Path(__file__).parent.parent
 ARGS = {"max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "seed": 5, "save_steps": 1}
 
 
@@ -71,14 +73,15 @@ def test_full_fine_tuning_goes_on_as_well(tmp_path):
 
 SCRIPT = """
 import sys
-from tests.train.test_snapshots import make
+sys.path.insert(0, sys.argv[2])
+from train.test_snapshots import make
 make(sys.argv[1], max_steps=40).train(resume_from_checkpoint=True)
 """
 
 
 def killed(folder, seconds):
     """A real process, killed (-9) after so long; whether it had ended before."""
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(TESTS)], stderr=subprocess.PIPE)
     try:
         _, error = process.communicate(timeout=seconds)
         assert process.returncode == 0, error.decode()
