@@ -2,6 +2,7 @@
 
 from minilora import autograd, lora, nn, ops, quant
 from minilora.autograd import Tensor, gradcheck, ledger, no_grad
+from minilora.backend import use_backend
 from minilora.backend.malloc import keep_freed_memory
 from minilora.data.collate import DataCollatorForLanguageModeling
 from minilora.errors import MiniloraError
@@ -18,5 +19,5 @@ __version__ = "0.1.0"
 __all__ = [
     "DataCollatorForLanguageModeling", "LoraConfig", "MiniloraError", "PeftModel", "Tensor", "Trainer",
     "TrainingArguments", "autograd", "dequantize", "generate", "get_peft_model", "gradcheck", "ledger", "load_model",
-    "lora", "nn", "no_grad", "ops", "quant", "quantize", "quantize_model",
+    "lora", "nn", "no_grad", "ops", "quant", "quantize", "quantize_model", "use_backend",
 ]  # fmt: skip

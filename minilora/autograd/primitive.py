@@ -17,7 +17,8 @@ import numpy as np
 
 from minilora.autograd import tensor
 from minilora.autograd.tensor import Node, Tensor, owner
-from minilora.errors import MiniloraError, ShapeError
+from minilora.backend import array_namespace, is_array
+from minilora.errors import BackendError, MiniloraError, ShapeError
 
 PRIMITIVES: dict[str, Callable] = {}
 
@@ -40,7 +41,13 @@ def primitive(function: Callable | None = None, *, analytic: bool = True):
         except MiniloraError:
             raise
         except (ValueError, IndexError, TypeError) as error:
-            shapes = ", ".join(f"{a.dtype}{list(a.shape)}" if isinstance(a, np.ndarray) else repr(a) for a in arrays)
+            shapes = ", ".join(f"{a.dtype}{list(a.shape)}" if is_array(a) else repr(a) for a in arrays)
+            libraries = dict.fromkeys(array_namespace(a).__name__ for a in arrays if is_array(a))
+            if len(libraries) > 1:
+                raise BackendError(
+                    f"{name}({shapes}): the arrays are {' and '.join(libraries)}'s; move them to one place, a model "
+                    'with model.to("cuda") or model.to("cpu")'
+                ) from error
             raise ShapeError(f"{name}({shapes}): {error}") from error
         out = Tensor(tensor.rounded(value))
         if tensor.is_grad_enabled():

@@ -20,6 +20,7 @@ from types import FunctionType
 
 import numpy as np
 
+from minilora.backend import array_namespace, asarray, is_array, placed, to_numpy
 from minilora.errors import GraphError, ShapeError
 
 _grad_enabled = True
@@ -49,7 +50,7 @@ class Node:
             for cell in functions.pop().__closure__ or ():
                 content = cell.cell_contents
                 for item in content if isinstance(content, (tuple, list)) else (content,):
-                    if isinstance(item, np.ndarray):
+                    if is_array(item):
                         yield item
                     elif isinstance(item, FunctionType) and item not in seen:
                         seen.add(item)
@@ -57,8 +58,10 @@ class Node:
 
     def lock(self, arrays: list[np.ndarray]):
         """Make captured arrays, and what they are views of, read-only until no node holds them any more, so that
-        changing one in place raises."""
+        changing one in place raises. (CuPy's have no such flag: for them the version counter alone stands guard.)"""
         for array in arrays:
+            if not isinstance(array, np.ndarray):
+                continue
             memory = owner(array)
             lock = _locks.setdefault(id(memory), [memory, 0, []])
             lock[1] += 1
@@ -90,8 +93,9 @@ class Node:
 class Tensor:
     """An array with an optional place in a graph of computations.
 
-    data: anything np.asarray takes; Python numbers and lists of them become float32, arrays keep their dtype and are
-    shared, not copied. requires_grad: whether `backward` is to leave dL/d(this) in `.grad` (float dtypes only).
+    data: anything np.asarray takes; Python numbers and lists of them become float32 and go where use_backend says;
+    arrays, CuPy's too, keep their dtype and place and are shared, not copied. requires_grad: whether `backward` is to
+    leave dL/d(this) in `.grad` (float dtypes only).
     """
 
     __slots__ = ("__weakref__", "_version", "data", "grad", "node")
@@ -100,9 +104,9 @@ class Tensor:
     def __init__(self, data, requires_grad: bool = False):
         if isinstance(data, Tensor):
             data = data.data
-        array = np.asarray(data)
-        if not isinstance(data, (np.ndarray, np.generic)) and array.dtype == np.float64:
-            array = array.astype(np.float32)
+        array = asarray(data)
+        if not is_array(data) and not isinstance(data, np.generic):
+            array = placed(array.astype(np.float32) if array.dtype == np.float64 else array)
         self.data: np.ndarray = array
         self.grad: np.ndarray | None = None
         self.node: Node | None = None
@@ -168,7 +172,7 @@ class Tensor:
             if self.size != 1:
                 raise GraphError(f"backward() of shape {self.shape} needs a gradient of that shape; or .sum() it first")
             gradient = np.ones_like(self.data)
-        gradient = np.asarray(gradient, self.dtype)
+        gradient = array_namespace(self.data).asarray(gradient, self.dtype)
         if gradient.shape != self.shape:
             raise ShapeError(f"backward() of shape {self.shape} was given a gradient of shape {gradient.shape}")
         _backward(self.node, gradient)
@@ -186,7 +190,7 @@ class Tensor:
         grad = (
             f", op={self.node.op!r}" if self.node and not self.node.leaf else ", requires_grad=True" * bool(self.node)
         )
-        return f"Tensor({np.array2string(self.data, prefix='Tensor(', threshold=20)}, {self.dtype}{grad})"
+        return f"Tensor({np.array2string(to_numpy(self.data), prefix='Tensor(', threshold=20)}, {self.dtype}{grad})"
 
 
 @contextmanager
@@ -220,9 +224,14 @@ def is_grad_enabled() -> bool:
 
 def owner(array: np.ndarray) -> np.ndarray:
     """The array that owns a view's memory."""
-    while isinstance(array.base, np.ndarray):
+    while is_array(array.base):
         array = array.base
     return array
+
+
+def writeable(array) -> bool:
+    """Whether it may be changed in place; CuPy's arrays always may."""
+    return getattr(array.flags, "writeable", True)
 
 
 def unbroadcast(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -232,7 +241,7 @@ def unbroadcast(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     extra = g.ndim - len(shape)
     if len(shape) == 1 and shape[0] and g.shape[-1:] == shape and g.dtype.kind == "f":
         rows = g.reshape(-1, shape[0])
-        return np.ones(len(rows), g.dtype) @ rows  # a bias: the sum of rows, by BLAS
+        return array_namespace(g).ones(len(rows), g.dtype) @ rows  # a bias: the sum of rows, by BLAS
     g = g.sum(axis=tuple(range(extra))) if extra else g
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
     return g.sum(axis=stretched, keepdims=True) if stretched else g
@@ -270,7 +279,7 @@ def _backward(root: Node, gradient: np.ndarray):
         g = grads.pop(node)
         for hook in node.hooks:
             replaced = hook(g)
-            g = g if replaced is None else np.asarray(replaced, node.dtype)
+            g = g if replaced is None else array_namespace(g).asarray(replaced, node.dtype)
         if node.leaf is not None:
             _accumulate(node.leaf(), g, fresh=node in owned)
             continue
@@ -280,7 +289,7 @@ def _backward(root: Node, gradient: np.ndarray):
                 grads[parent] = gp
                 if gp is not g and gp.base is None:
                     owned.add(parent)  # nobody else holds this array
-            elif parent in owned and grads[parent].flags.writeable:
+            elif parent in owned and writeable(grads[parent]):
                 grads[parent] += gp
             else:
                 grads[parent] = grads[parent] + gp

@@ -89,11 +89,13 @@ def is_fused(path: str) -> bool:
 def find_modules_to_save(model: Module, config: LoraConfig) -> list[str]:
     """Paths that end in one of modules_to_save; as in PEFT, "norm" is input_layernorm too. Raises ConfigError where
     no name matches, and for a module that is quantized or lies within another one of them."""
-    names, modules = tuple(config.modules_to_save or ()), base_modules(model)
+    names = tuple(config.modules_to_save or ())
+    modules = {path: m for path, m in base_modules(model).items() if m.num_parameters()} if names else {}
     found = [path for path in modules if path.endswith(names)] if names else []
     if names and not found:
-        known = sorted({path.rpartition(".")[2] for path in modules} - {""})
-        raise ConfigError(f"modules_to_save={list(names)!r} matches no module. There are: {', '.join(known)}.")
+        last = {path.rpartition(".")[2] for path in modules}
+        known = ", ".join(sorted(name for name in last if name and not name.isdigit()))
+        raise ConfigError(f"modules_to_save={list(names)!r} matches no module with weights. There are: {known}.")
     for path in found:
         if modules[path].quantized():
             raise ConfigError(f"modules_to_save: {path} is quantized, and cannot be trained; save another module")
@@ -160,6 +162,8 @@ def _warn(model: Module, config: LoraConfig, paths: list[str], whole: list[str])
     """Of what is allowed but seldom meant."""
     for hint in idle_names(model, config):
         warnings.warn(hint, stacklevel=6)
+    if config.bias != "none" and not biases(model, config, paths):
+        warnings.warn(f"bias={config.bias!r} trains nothing more: there is no such bias", stacklevel=6)
     large = []
     for path, base in _bases(model, paths).items():
         rank = min(base.weight.shape if isinstance(base, Embedding) else base.shape)

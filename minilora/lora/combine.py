@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from minilora.backend import to_numpy
 from minilora.errors import ConfigError, unknown_name
 from minilora.lora.attach import lora_layers
 from minilora.lora.config import LoraConfig
@@ -31,6 +32,8 @@ class Combination:
 
 def combine(kind: str, parts: list[tuple[float, np.ndarray, np.ndarray]], rank=None, density=None, sign="total"):
     """B (d_out, R), A (R, d_in) for parts (w s, B_i, A_i). Raises ConfigError."""
+    if rank is not None and not (isinstance(rank, int) and rank > 0):
+        raise ConfigError(f"svd_rank must be a positive integer, not {rank!r}")
     if kind in ("cat", "svd"):
         B = np.concatenate([B for _, B, _ in parts], axis=1)
         A = np.concatenate([A * w for w, _, A in parts])
@@ -81,7 +84,8 @@ def add_weighted_adapter(
     """Add adapter `name` to a PeftModel; its r may differ by layer, and alpha / r is 1. Raises ConfigError."""
     if kind not in KINDS:
         raise unknown_name("combination_type", kind, KINDS)
-    if not adapters or len(adapters) != len(weights) or not np.isfinite(weights).all():
+    numbers = [w for w in weights or () if isinstance(w, (int, float, np.number)) and np.isfinite(w)]
+    if not adapters or not len(adapters) == len(weights or ()) == len(numbers):
         raise ConfigError(f"one finite weight for each adapter, please: {adapters} and {weights}")
     configs = [peft.peft_config[adapter] for adapter in adapters]
     for adapter, config in zip(adapters, configs, strict=True):
@@ -90,7 +94,7 @@ def add_weighted_adapter(
                               "base, modules_to_save or biases), which cannot be added up")  # fmt: skip
     factors, errors = {}, {}
     for path, layer in lora_layers(peft.get_base_model()).items():
-        parts = [(w * layer.scaling[a], layer.B(a).data, layer.A(a).data)
+        parts = [(w * layer.scaling[a], to_numpy(layer.B(a).data), to_numpy(layer.A(a).data))
                  for a, w in zip(adapters, weights, strict=True) if a in layer]  # fmt: skip
         if parts:
             B, A = combine(kind, parts, **options)

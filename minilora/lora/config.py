@@ -149,7 +149,12 @@ FIELDS = tuple(f.name for f in fields(LoraConfig))
 
 
 def _at(path: str, pattern: dict, default):
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    return next((value for key, value in pattern.items() if matches(key, path)), default)
+
+
+def matches(key: str, path: str) -> bool:
+    """Whether the key of a rank_pattern or alpha_pattern is for the layer at `path`."""
+    return re.match(rf"(.*\.)?({key})$", path) is not None
 
 
 def _number(value) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from minilora.backend import like, to_device, to_numpy
 from minilora.errors import ConfigError
 from minilora.lora.config import LoraConfig
 from minilora.lora.rows import BASE
@@ -92,17 +93,25 @@ class AdapterHolder(Module):
 
     def state(self, name: str) -> dict[str, np.ndarray]:
         """One adapter's arrays by their names in PEFT's files, which lack the adapter's."""
-        arrays = {key: array.data for key, array in zip(self.FILE_NAMES, (self.A(name), self.B(name)), strict=True)}
+        arrays = dict(zip(self.FILE_NAMES, (self.A(name).data, self.B(name).data), strict=True))
         if name in self.lora_magnitude_vector:
             arrays["lora_magnitude_vector"] = self.lora_magnitude_vector[name].data
-        return arrays
+        return {key: to_numpy(array) for key, array in arrays.items()}
 
     def load_state(self, name: str, arrays: dict[str, np.ndarray]):
         """Take arrays as `state` gives them, of the same shapes."""
-        a, b = self.FILE_NAMES
-        self.A(name).data, self.B(name).data = arrays[a], arrays[b]
+        parameters = dict(zip(self.FILE_NAMES, (self.A(name), self.B(name)), strict=True))
         if name in self.lora_magnitude_vector:
-            self.lora_magnitude_vector[name].data = arrays["lora_magnitude_vector"]
+            parameters["lora_magnitude_vector"] = self.lora_magnitude_vector[name]
+        for key, p in parameters.items():
+            p.data = like(arrays[key], p.data)
+
+    def to(self, device: str) -> Module:
+        """As every module, with what is kept aside."""
+        for layer in self.unmerged.values():
+            layer.to(device)
+        self.taken = {n: tuple(to_device(part, device) for part in parts) for n, parts in self.taken.items()}
+        return super().to(device)
 
 
 def check_adapter_name(name: str):

@@ -65,6 +65,10 @@ def load_adapter(folder) -> tuple[dict[str, np.ndarray], LoraConfig, str | None]
     Raises FileFormatError, or ConfigError for a field that changes the result and is not implemented.
     """
     path = Path(folder) / CONFIG
+    if not path.exists():
+        within = sorted(p.parent.name for p in path.parent.glob(f"*/{CONFIG}"))
+        hint = f"; the folders {', '.join(within)} in it do" if within else ""
+        raise FileFormatError(f"{folder} does not hold an adapter: it has no {CONFIG}{hint}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

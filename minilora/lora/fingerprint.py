@@ -12,6 +12,7 @@ import hashlib
 
 import numpy as np
 
+from minilora.backend import to_numpy
 from minilora.nn import Linear, Module, Parameter, QuantizedLinear
 from minilora.nn.layers import Conv1D
 
@@ -54,4 +55,4 @@ def _arrays(module: Module):
 
 def _sample(array: np.ndarray) -> bytes:
     flat = array.reshape(-1)
-    return np.ascontiguousarray(flat[:: max(1, flat.size // SAMPLE)]).tobytes()
+    return to_numpy(flat[:: max(1, flat.size // SAMPLE)]).tobytes()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minilora.backend import like, to_numpy
 from minilora.errors import ConfigError, FileFormatError
 from minilora.lora import files
 from minilora.lora.attach import biases, find_modules_to_save, lora_layers, wrappers
@@ -66,7 +67,7 @@ def check(model: Module, folder, arrays, config: LoraConfig, trained_on, own: st
     files.check_names_and_shapes(folder, arrays, wanted, {name: a.shape for name, a in base_weights.items()})
     different = difference(own, trained_on) if trained_on else None
     for name, array in base_weights.items():
-        if name in arrays and name not in wanted and not np.array_equal(arrays[name], array):
+        if name in arrays and name not in wanted and not np.array_equal(arrays[name], to_numpy(array)):
             different = different or f"{name} has other values"
     if different and not allow_other_base:
         raise FileFormatError(
@@ -85,7 +86,7 @@ def fill(peft, name: str, arrays: dict[str, np.ndarray]):
     for path, wrapper in wrappers(model).items():
         if name in wrapper.modules_to_save:
             for key, p in wrapper.modules_to_save[name].named_parameters():
-                p.data = arrays[f"{PREFIX}{path}.{key}"].astype(p.dtype)
+                p.data = like(arrays[f"{PREFIX}{path}.{key}"].astype(p.dtype), p.data)
     if name in peft.biases:
         peft.biases[name].set_values({key: arrays[f"{PREFIX}{key}"] for key in peft.biases[name].parameters})
 
@@ -101,7 +102,7 @@ def save(peft, folder, name: str, to_plain_lora: bool):
     if to_plain_lora:
         config, arrays = _to_plain_lora(peft, name, config, arrays)
     target = Path(folder) if name == "default" else Path(folder) / name
-    files.save_adapter(target, config, arrays, peft.fingerprint)
+    files.save_adapter(target, config, {key: to_numpy(array) for key, array in arrays.items()}, peft.fingerprint)
 
 
 def _as_saved(peft, name: str, config: LoraConfig) -> LoraConfig:

@@ -14,6 +14,7 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
+from minilora.backend import array_namespace
 from minilora.errors import ConfigError
 from minilora.lora.config import LoraConfig
 from minilora.lora.layers import LoraLinear, _linear
@@ -42,8 +43,8 @@ class LoraMergedLinear(LoraLinear):
         if name not in self.enable_lora:
             return super().create(name, r)
         parts = self.enabled_rows(name)
-        self.lora_A[name] = _linear(np.zeros((len(parts) * r, self.shape[1]), self.dtype))
-        self.lora_B[name] = _linear(np.zeros((sum(map(len, parts)), r), self.dtype))
+        self.lora_A[name] = _linear(self.base_layer.xp.zeros((len(parts) * r, self.shape[1]), self.dtype))
+        self.lora_B[name] = _linear(self.base_layer.xp.zeros((sum(map(len, parts)), r), self.dtype))
 
     def enabled_rows(self, name: str) -> list[np.ndarray]:
         return [rows for rows, on in zip(self.rows, self.enable_lora[name], strict=True) if on]
@@ -54,13 +55,14 @@ class LoraMergedLinear(LoraLinear):
         if name not in self.enable_lora:
             return compact
         parts, r, start, bands = self.enabled_rows(name), self.r[name], 0, []
+        xp = array_namespace(compact.data)
         for i, rows in enumerate(parts):  # B_i in the columns of its A_i
             block = compact[start : start + len(rows)]
-            left, right = (np.zeros((len(rows), n * r), self.dtype) for n in (i, len(parts) - 1 - i))
+            left, right = (xp.zeros((len(rows), n * r), self.dtype) for n in (i, len(parts) - 1 - i))
             bands.append(ops.concatenate([left, block, right], 1))
             start += len(rows)
         rest = np.setdiff1d(np.arange(self.shape[0]), np.concatenate(parts))
-        bands.append(np.zeros((len(rest), len(parts) * r), self.dtype))
+        bands.append(xp.zeros((len(rest), len(parts) * r), self.dtype))
         order = np.argsort(np.concatenate([*parts, rest]))
         return ops.embedding(ops.concatenate(bands), order)
 

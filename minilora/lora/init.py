@@ -16,6 +16,7 @@ An embedding's A starts zero and its B normal, except with False, where both are
 
 import numpy as np
 
+from minilora.backend import like
 from minilora.errors import ConfigError
 from minilora.nn.layers import Embedding, Linear, QuantizedLinear
 from minilora.quant import quantize
@@ -26,9 +27,9 @@ def initialise(layer, name: str, config, rng: np.random.Generator):
     kind, r, d_in = config.init_lora_weights, layer.r[name], layer.shape[1]
     if isinstance(layer.base_layer, Embedding):
         A, B = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
-        B.data = rng.standard_normal(B.shape, B.dtype)
+        B.data = like(rng.standard_normal(B.shape, B.dtype), B.data)
         if kind is False:
-            A.data = rng.standard_normal(A.shape, A.dtype)
+            A.data = like(rng.standard_normal(A.shape, A.dtype), A.data)
         return
     A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
     if kind in (True, False):
@@ -36,15 +37,15 @@ def initialise(layer, name: str, config, rng: np.random.Generator):
         if kind is False:
             B.data = _uniform(rng, r**-0.5, B)
     elif kind == "gaussian":
-        A.data = rng.standard_normal(A.shape, A.dtype) / r
+        A.data = like(rng.standard_normal(A.shape, A.dtype) / r, A.data)
     elif config.changes_base:
         _from_weight(layer, name, config, A, B)
     else:
         raise ConfigError(f"init_lora_weights={kind!r} can be loaded from a file, but not started here")
 
 
-def _uniform(rng: np.random.Generator, bound: float, like) -> np.ndarray:
-    return rng.uniform(-bound, bound, like.shape).astype(like.dtype)
+def _uniform(rng: np.random.Generator, bound: float, p) -> np.ndarray:
+    return like(rng.uniform(-bound, bound, p.shape).astype(p.dtype), p.data)
 
 
 def _from_weight(layer, name: str, config, A, B):
@@ -65,7 +66,7 @@ def _from_weight(layer, name: str, config, A, B):
         B.data, A.data = b / scaling**0.5, a / scaling**0.5
     else:
         q, upper = np.linalg.qr(weight)
-        B.data, A.data = np.ascontiguousarray(q[:, :r]), np.ascontiguousarray(upper[:r])
+        B.data, A.data = q[:, :r].copy(), upper[:r].copy()
     layer.taken[name] = B.data * scaling, A.data
     layer.base_layer = layer.plain(weight - layer.taken[name][0] @ A.data)
 
@@ -81,7 +82,7 @@ def loftq(weight: np.ndarray, r: int, bits: int = 4, rounds: int = 1):
     """(Q, B, A): a QuantizedArray and factors with Q + BA near `weight`."""
     low = 0
     for _ in range(rounds):
-        rest = np.ascontiguousarray(weight - low)
+        rest = weight - low
         q = quantize(rest, "nf4", 64) if bits == 4 else quantize(rest, "int8", "row")
         B, A = truncated(weight - q.dequantize(), r)
         low = B @ A

@@ -14,6 +14,7 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
+from minilora.backend import array_namespace
 from minilora.lora import dora
 from minilora.lora.config import LoraConfig
 from minilora.lora.container import AdapterHolder
@@ -74,7 +75,7 @@ class LoraLayer(AdapterHolder):
     def delta_weight(self, name: str | None = None) -> np.ndarray:
         """ΔW (d_out, d_in) of one adapter, or of the active ones together: what merging adds to W₀."""
         names = [n for n in ([name] if name else self.active_adapters) if n in self]
-        return sum(map(self._delta, names), np.zeros(self.shape, self.dtype))
+        return sum(map(self._delta, names), self.base_layer.xp.zeros(self.shape, self.dtype))
 
     def _delta(self, name: str) -> np.ndarray:
         delta = (self.B(name).data @ self.A(name).data) * self.scaling[name]
@@ -111,8 +112,8 @@ class LoraLinear(LoraLayer):
 
     def create(self, name: str, r: int):
         d_out, d_in = self.shape
-        self.lora_A[name] = _linear(np.zeros((r, d_in), self.dtype))
-        self.lora_B[name] = _linear(np.zeros((d_out, r), self.dtype))
+        self.lora_A[name] = _linear(self.base_layer.xp.zeros((r, d_in), self.dtype))
+        self.lora_B[name] = _linear(self.base_layer.xp.zeros((d_out, r), self.dtype))
 
     def A(self, name: str) -> Tensor:
         return self.lora_A[name].weight  # (r, d_in)
@@ -164,8 +165,8 @@ class LoraEmbedding(LoraLayer):
 
     def create(self, name: str, r: int):
         d, rows = self.shape
-        self.lora_embedding_A[name] = Parameter(np.zeros((r, rows), self.dtype))
-        self.lora_embedding_B[name] = Parameter(np.zeros((d, r), self.dtype))
+        self.lora_embedding_A[name] = Parameter(self.base_layer.xp.zeros((r, rows), self.dtype))
+        self.lora_embedding_B[name] = Parameter(self.base_layer.xp.zeros((d, r), self.dtype))
 
     def A(self, name: str) -> Tensor:
         return self.lora_embedding_A[name]
@@ -203,7 +204,7 @@ def _linear(weight: np.ndarray) -> Linear:
 
 
 def _frozen(weight: np.ndarray) -> Parameter:
-    return Parameter(np.ascontiguousarray(weight), requires_grad=False)
+    return Parameter(array_namespace(weight).ascontiguousarray(weight), requires_grad=False)
 
 
 # To adapt another kind of layer, write its LoraLayer and enter it here.

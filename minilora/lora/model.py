@@ -37,8 +37,7 @@ class PeftModel(Module):
     """A frozen model with adapters. What it lacks, such as loss or config, is the base model's."""
 
     def __init__(self, model: Module, config: LoraConfig, adapter_name="default", seed: int = 0, init: bool = True):
-        if lora_layers(model) or wrappers(model):
-            raise ConfigError("this model already has adapters; add_adapter(), or merge_and_unload() them first")
+        _check_plain(model)
         self.peft_config: dict[str, LoraConfig] = {}
         self.biases: dict[str, TrainedBiases] = {}
         self.active_adapters: list[str] = []
@@ -87,6 +86,8 @@ class PeftModel(Module):
 
     def add_adapter(self, adapter_name: str, config: LoraConfig, seed: int = 0, init: bool = True):
         """Another adapter beside the same model, neither active nor trainable until set_adapter. Raises ConfigError."""
+        if not isinstance(config, LoraConfig):
+            raise ConfigError(f"an adapter's configuration is a LoraConfig, not a {type(config).__name__}")
         check_adapter_name(adapter_name)
         self._check_not_merged()
         if adapter_name in self.peft_config:
@@ -177,6 +178,7 @@ class PeftModel(Module):
 
     @contextmanager
     def _rows(self, adapter_names: list[str]):
+        adapter_names = _listed(adapter_names)
         self._check_not_merged()
         self._check_known([name for name in adapter_names if name != BASE])
         if any(name in self.biases for name in adapter_names):
@@ -203,7 +205,7 @@ class PeftModel(Module):
         survives of ΔW is returned (merge.Survival) and warned of.
         """
         self._check_not_merged()
-        names = self.active_adapters if adapter_names is None else adapter_names
+        names = self.active_adapters if adapter_names is None else _listed(adapter_names)
         self._check_together(names)
         return merge.report({p: merge.merge(m, p, names, requantize) for p, m in lora_layers(self).items()})
 
@@ -215,7 +217,7 @@ class PeftModel(Module):
     def merge_and_unload(self, adapter_names: list[str] | None = None, requantize: bool = False) -> Module:
         """The base model with ΔW added to its weights and no adapter. requantize: as merge_adapter; what survived of
         each layer is left in `merge_survival` of the model."""
-        names = self.active_adapters if adapter_names is None else adapter_names
+        names = self.active_adapters if adapter_names is None else _listed(adapter_names)
         self._check_together(names)
         self.unmerge_adapter()
         for name, biases in self.biases.items():
@@ -251,7 +253,7 @@ class PeftModel(Module):
         PiSSA or OLoRA is saved as it is: loading it takes the same part out of the base weight again, here and in PEFT.
         to_plain_lora writes BA - B₀A₀ instead, of rank 2 r, for the unchanged base. LoftQ's needs its quantized base.
         """
-        names = list(self.peft_config) if selected_adapters is None else selected_adapters
+        names = list(self.peft_config) if selected_adapters is None else _listed(selected_adapters)
         self._check_known(names)
         for name in names:
             folder.save(self, save_directory, name, to_plain_lora)
@@ -266,6 +268,7 @@ class PeftModel(Module):
         is_trainable: False freezes it (PEFT's default). allow_other_base: go on where the file's fingerprint says that
         it was trained beside another base model.
         """
+        _check_plain(model)
         arrays, config, trained_on = files.load_adapter(folder_path)
         folder.check(model, folder_path, arrays, config, trained_on, fingerprint(model), allow_other_base)
         peft = cls(model, config, adapter_name, init=False)
@@ -280,6 +283,21 @@ class PeftModel(Module):
         folder.check(model, folder_path, arrays, config, trained_on, self.fingerprint, allow_other_base)
         self.add_adapter(adapter_name, config, init=False)
         folder.fill(self, adapter_name, arrays)
+
+
+def _check_plain(model):
+    if not isinstance(model, Module):
+        raise ConfigError(f"adapters go beside a Module, such as load_model gives, not a {type(model).__name__}")
+    if lora_layers(model) or wrappers(model):
+        raise ConfigError("this model already has adapters; add_adapter() or load_adapter() one more, or "
+                          "merge_and_unload() them first")  # fmt: skip
+
+
+def _listed(names: str | list[str]) -> list[str]:
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise ConfigError("name at least one adapter")
+    return names
 
 
 def get_peft_model(model: Module, config: LoraConfig, adapter_name: str = "default", seed: int = 0) -> PeftModel:

@@ -9,6 +9,7 @@ import copy
 import numpy as np
 
 from minilora.autograd import Tensor
+from minilora.backend import like
 from minilora.lora.container import ModuleDict
 from minilora.lora.rows import by_rows
 from minilora.nn import Module, Parameter
@@ -49,7 +50,7 @@ class TrainedBiases:
     def switch(self, on: bool):
         if on != self.on:
             for key, p in self.parameters.items():
-                p.data, self.kept[key] = self.kept[key], p.data
+                p.data, self.kept[key] = like(self.kept[key], p.data), p.data
             self.on = on
 
     def values(self) -> dict[str, np.ndarray]:
@@ -59,7 +60,7 @@ class TrainedBiases:
     def set_values(self, values: dict[str, np.ndarray]):
         for key, p in self.parameters.items():
             if self.on:
-                p.data = values[key].astype(p.dtype)
+                p.data = like(values[key].astype(p.dtype), p.data)
             else:
                 self.kept[key] = values[key].astype(p.dtype)
 

@@ -8,7 +8,7 @@ import re
 from difflib import get_close_matches
 
 from minilora.errors import ConfigError
-from minilora.lora.config import LoraConfig
+from minilora.lora.config import LoraConfig, matches
 from minilora.lora.fused import FUSED
 from minilora.lora.layers import LORA_LAYERS, LoraLayer
 from minilora.lora.saved import ModulesToSaveWrapper
@@ -50,10 +50,20 @@ def find_targets(model: Module, target_modules: LoraConfig | str | list[str]) ->
 
 
 def idle_names(model: Module, config: LoraConfig) -> list[str]:
-    """Of each name in target_modules that no layer has: a sentence that says so, with the nearest names."""
-    layers, names = adaptable(model), config.target_modules if isinstance(config.target_modules, list) else []
-    idle = [name for name in names if not any(_ends(path, name) for path in layers)]
-    return [f"target_modules: no layer is called {name!r}.{_hint([name], layers)}" for name in idle]
+    """A sentence for each name and number in the configuration that is meant to choose layers and chooses none."""
+    layers, found, hints = adaptable(model), find_targets(model, config), []
+    for what in ("target_modules", "exclude_modules"):
+        names = getattr(config, what)
+        idle = [n for n in names if not any(_ends(p, n) for p in layers)] if isinstance(names, list) else []
+        hints += [f"{what}: no layer is called {name!r}.{_hint([name], layers)}" for name in idle]
+    if isinstance(config.exclude_modules, str) and not any(re.fullmatch(config.exclude_modules, p) for p in layers):
+        hints.append(f"exclude_modules={config.exclude_modules!r} is no layer's whole path")
+    adapted = {path: layers[path] for path in found}
+    for what in ("rank_pattern", "alpha_pattern"):
+        idle = [key for key in getattr(config, what) if not any(matches(key, path) for path in found)]
+        hints += [f"{what}: no adapted layer's path ends in {key!r}.{_hint([key], adapted)}" for key in idle]
+    idle = set(_blocks(config)) - {_block_of(config, path) for path in found}
+    return hints + [f"layers_to_transform: there is no layer to adapt in block {n}" for n in sorted(idle)]
 
 
 def _is_target(config: LoraConfig, path: str, layer: Module) -> bool:
@@ -84,26 +94,36 @@ def _ends(path: str, name: str) -> bool:
 
 def _in_blocks(config: LoraConfig, path: str) -> bool:
     """Whether the number of the block that the path goes through is in layers_to_transform."""
-    if config.layers_to_transform is None:
-        return True
+    return config.layers_to_transform is None or _block_of(config, path) in _blocks(config)
+
+
+def _blocks(config: LoraConfig) -> list[int]:
+    blocks = config.layers_to_transform
+    return [blocks] if isinstance(blocks, int) else blocks or []
+
+
+def _block_of(config: LoraConfig, path: str) -> int | None:
     patterns = config.layers_pattern or [r"[^.]+"]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if match := re.match(rf"(?:.*?\.)??{pattern}\.(\d+)\.", path):
-            blocks = config.layers_to_transform
-            return int(match[1]) in ([blocks] if isinstance(blocks, int) else blocks)
-    return False
+            return int(match[1])
+    return None
 
 
 def _nothing_found(model: Module, config: LoraConfig, layers: dict[str, Module]) -> ConfigError:
     asked = config.target_modules if isinstance(config.target_modules, list) else [config.target_modules]
-    message = f"target_modules={config.target_modules!r} matches no linear layer.{_hint(asked, layers)}"
+    alone = LoraConfig(target_modules=config.target_modules)
+    message = f"target_modules={config.target_modules!r} matches no linear layer."
+    if any(_is_target(alone, path, layer) for path, layer in layers.items()):
+        message += " It would, but for exclude_modules, modules_to_save or layers_to_transform."
+    elif isinstance(config.target_modules, str) and any(_ends(path, config.target_modules) for path in layers):
+        message += f" A text is a regular expression for whole paths; for a name, give a list: [{asked[0]!r}]."
+    else:
+        message += _hint(asked, layers)
     other = {type(m).__name__ for p, m in model.named_modules() if p not in layers and any(_ends(p, n) for n in asked)}
     if other:
         kinds = ", ".join(kind.__name__ for kind in LORA_LAYERS)
         message += f" ({', '.join(sorted(other))} cannot be adapted; {kinds} can.)"
-    alone = LoraConfig(target_modules=config.target_modules)
-    if any(_is_target(alone, path, layer) for path, layer in layers.items()):
-        message += " It would, but for exclude_modules, modules_to_save or layers_to_transform."
     tables = {path for path, layer in layers.items() if isinstance(getattr(layer, "base_layer", layer), Embedding)}
     linear = [path for path in layers if path not in tables]
     there = f"There are {_last_names(linear)}, as in {linear[0]}; or say 'all-linear'." if linear else "There is none."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minilora.errors import ConfigError, FileFormatError
+from minilora.errors import ConfigError, FileFormatError, MiniloraError
 from minilora.files import atomic_write, load_safetensors, save_safetensors
 from minilora.models.families import family_of, find_family
 from minilora.models.gguf import read_gguf
@@ -15,7 +15,8 @@ from minilora.nn import BertModel, CausalLM, Linear, Module, TransformerConfig
 from minilora.nn.language_model import ModelConfig
 from minilora.nn.layers import Conv1D
 
-_GGUF_NAMES = {  # Hugging Face's name of a layer's tensor -> GGUF's
+_INDEX = "model.safetensors.index.json"  # of a model in several files
+GGUF_NAMES = {  # Hugging Face's name of a layer's tensor -> GGUF's
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -69,15 +70,15 @@ def load_gguf(path) -> tuple[CausalLM, Tokenizer]:
             return tensor(top[name], shape)
         _, _, layer, part = name.split(".", 3)
         part = part.removesuffix(".weight")
-        array = tensor(f"blk.{layer}.{_GGUF_NAMES[part]}.weight", shape)
+        array = tensor(f"blk.{layer}.{GGUF_NAMES[part]}.weight", shape)
         rows = {"self_attn.q_proj": heads, "self_attn.k_proj": config.num_key_value_heads}.get(part)
-        return _half_split(array, rows) if rows else array
+        return half_split(array, rows) if rows else array
 
     available = 2 * Path(path).stat().st_size  # a byte holds two weights at most
     return _build(path, CausalLM, config, read, available), _gguf_tokenizer(path, metadata)
 
 
-def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
+def half_split(weight: np.ndarray, heads: int) -> np.ndarray:
     """GGUF stores a head's rows as interleaved rotary pairs (0, 1), (2, 3)...; here pairs are (i, i + hd/2)."""
     d_out, d_in = weight.shape
     return weight.reshape(heads, d_out // heads // 2, 2, d_in).swapaxes(1, 2).reshape(d_out, d_in)
@@ -181,7 +182,7 @@ def _special_tokens(path: Path) -> dict[str, str | None]:
 
 
 def _read_shards(path: Path) -> dict[str, np.ndarray]:
-    index = path / "model.safetensors.index.json"
+    index = path / _INDEX
     files = ["model.safetensors"]
     if index.exists():
         try:
@@ -210,9 +211,11 @@ def _weights(model: Module, plain: Module) -> dict[str, np.ndarray]:
 
 def save_folder(model: Module, tokenizer: Tokenizer | None, folder, dtype=np.float32):
     """Write a float model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json. Raises
-    FileFormatError where the family's files cannot hold it, as a quantized model or GPT-2 with RMSNorm."""
+    FileFormatError where the family's files cannot hold it, as a quantized model or GPT-2 with RMSNorm, and
+    MiniloraError where the folder cannot be made."""
     if model.quantized():
-        raise FileFormatError("only a float model has a Hugging Face file format; this one is quantized")
+        raise FileFormatError("only a float model has a Hugging Face file format; this one is quantized "
+                              "(merge_and_unload() without requantize gives a float one)")  # fmt: skip
     try:
         kind, family = family_of(model)
     except ConfigError as error:
@@ -222,6 +225,13 @@ def save_folder(model: Module, tokenizer: Tokenizer | None, folder, dtype=np.flo
     for name in ("bos_token_id", "eos_token_id"):
         fields[name] = getattr(tokenizer, name, None)
     arrays = {name: array.astype(dtype) for name, array in _weights(model, family.model(model.config, None)).items()}
+    if (folder / _INDEX).exists():
+        raise FileFormatError(f"{folder} holds a model in several files, which would be read instead of this one; "
+                              "choose another folder")  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MiniloraError(f"folder {folder} cannot be made: {error.strerror}") from error
     save_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
     if tokenizer is not None:
         tokens = {"eos_token": tokenizer.token(tokenizer.eos_token_id)}

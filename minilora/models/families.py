@@ -6,8 +6,9 @@
     family = family_of(model)                 # and the way back
     fields = family.write(model.config)
 
-A field that would change the result and is not implemented is an error that names it. Fields about training (dropout,
-initializer_range) or about how to compute the same numbers (use_cache, attention_softmax_in_fp32) are left aside.
+A field that would change the result and is not implemented is an error that names it. Dropouts of training are read and
+written; other fields about training (initializer_range, Marian's activation_dropout) or about how to compute the same
+numbers (use_cache, attention_softmax_in_fp32) are left aside.
 """
 
 import dataclasses
@@ -34,16 +35,22 @@ class Family:
     embedding: str  # name of the tensor
     read: Callable[[dict], ModelConfig]  # raises ConfigError
     write: Callable[[ModelConfig], dict]
+    part: str = ""  # what files of a larger model, of which ours is a part that is read, put before its names
 
     def tensors(self, arrays: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
         """A file's tensors by our names. Raises ConfigError for two that should be one and are not.
 
         Files of a model without its head lack the first part of the names; old ones hold masks and frequencies, which
-        are no weights; some repeat the embedding under the names of what is tied to it.
+        are no weights, or call a norm's weight and bias gamma and beta; some repeat the embedding under the names of
+        what is tied to it.
         """
         buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", ".embed_positions.weight",
                    ".position_ids")  # fmt: skip
         arrays = {name: array for name, array in arrays.items() if not f".{name}".endswith(buffers)}
+        if self.part and any(name.startswith(self.part) for name in arrays):
+            arrays = {name.removeprefix(self.part): a for name, a in arrays.items() if name.startswith(self.part)}
+        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+            arrays = {name.removesuffix(old) + new * name.endswith(old): array for name, array in arrays.items()}
         prefix = self.embedding.split(".")[0] + "."
         if not any(name.startswith(prefix) for name in arrays):
             arrays = {name if name == "lm_head.weight" else prefix + name: array for name, array in arrays.items()}
@@ -97,7 +104,7 @@ def _give(config: ModelConfig, names: dict[str, str]) -> dict:
 # LLaMA, Mistral, Qwen2
 
 _LLAMA = _names(*_NEEDED, "num_key_value_heads", "head_dim", "max_position_embeddings", "tie_word_embeddings",
-                norm_eps="rms_norm_eps")  # fmt: skip
+                "attention_dropout", norm_eps="rms_norm_eps")  # fmt: skip
 
 
 def _rope(fields: dict) -> dict:
@@ -159,13 +166,15 @@ def _read_qwen2(fields: dict) -> TransformerConfig:
 
 _GPT2 = _names("vocab_size", "tie_word_embeddings", hidden_size="n_embd", intermediate_size="n_inner",
                num_hidden_layers="n_layer", num_attention_heads="n_head", max_position_embeddings="n_positions",
-               norm_eps="layer_norm_epsilon", activation="activation_function")  # fmt: skip
+               norm_eps="layer_norm_epsilon", activation="activation_function", dropout="resid_pdrop",
+               attention_dropout="attn_pdrop", embedding_dropout="embd_pdrop")  # fmt: skip
+_PDROP = {"dropout": 0.1, "attention_dropout": 0.1, "embedding_dropout": 0.1}  # of files that do not say
 
 
 def _read_gpt2(fields: dict) -> ModelConfig:
     _only(fields, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     d = fields.get("n_embd", fields.get("hidden_size"))
-    return ModelConfig(**_take(fields, _GPT2, intermediate_size=d and 4 * d, max_position_embeddings=1024))
+    return ModelConfig(**_take(fields, _GPT2, intermediate_size=d and 4 * d, max_position_embeddings=1024, **_PDROP))
 
 
 def _write_gpt2(config: ModelConfig) -> dict:
@@ -179,9 +188,9 @@ def _read_bigcode(fields: dict) -> ModelConfig:
 
 # BLOOM
 
-_BLOOM = _names("vocab_size", "hidden_size", "tie_word_embeddings", num_hidden_layers="n_layer",
+_BLOOM = _names("vocab_size", "hidden_size", "tie_word_embeddings", "attention_dropout", num_hidden_layers="n_layer",
                 num_attention_heads="n_head", max_position_embeddings="seq_length",
-                norm_eps="layer_norm_epsilon")  # fmt: skip
+                norm_eps="layer_norm_epsilon", dropout="hidden_dropout")  # fmt: skip
 
 
 def _read_bloom(fields: dict) -> ModelConfig:
@@ -196,12 +205,13 @@ def _write_bloom(config: ModelConfig) -> dict:
 
 # BERT, an encoder
 
-_BERT = _names(*_NEEDED, "max_position_embeddings", "type_vocab_size", "layer_norm_eps")
+_BERT = _names(*_NEEDED, "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "hidden_dropout_prob",
+               "attention_probs_dropout_prob")  # fmt: skip
 
 
 def _read_bert(fields: dict) -> EncoderConfig:
     _only(fields, hidden_act="gelu", position_embedding_type="absolute", is_decoder=False)
-    return EncoderConfig(**_take(fields, _BERT))
+    return EncoderConfig(**_take(fields, _BERT, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1))
 
 
 def _write_bert(config: EncoderConfig) -> dict:
@@ -210,9 +220,10 @@ def _write_bert(config: EncoderConfig) -> dict:
 
 # The encoder-decoder of 2017
 
-_MARIAN = _names("vocab_size", "tie_word_embeddings", "max_position_embeddings", "pad_token_id", hidden_size="d_model",
-                 intermediate_size="encoder_ffn_dim", num_hidden_layers="encoder_layers",
-                 num_attention_heads="encoder_attention_heads", activation="activation_function")  # fmt: skip
+_MARIAN = _names("vocab_size", "tie_word_embeddings", "max_position_embeddings", "pad_token_id", "dropout",
+                 "attention_dropout", hidden_size="d_model", intermediate_size="encoder_ffn_dim",
+                 num_hidden_layers="encoder_layers", num_attention_heads="encoder_attention_heads",
+                 activation="activation_function")  # fmt: skip
 _HALVES = ("layers", "ffn_dim", "attention_heads")
 
 
@@ -220,7 +231,8 @@ def _read_marian(fields: dict) -> Seq2SeqConfig:
     _only({"scale_embedding": False} | fields, scale_embedding=True, share_encoder_decoder_embeddings=True)
     _only(fields, decoder_start_token_id=fields.get("pad_token_id"), decoder_vocab_size=fields.get("vocab_size"))
     _only(fields, **{f"decoder_{name}": fields.get(f"encoder_{name}") for name in _HALVES})
-    return Seq2SeqConfig(**_take(fields, _MARIAN, activation="gelu", max_position_embeddings=1024, pad_token_id=58100))
+    defaults = {"activation": "gelu", "max_position_embeddings": 1024, "pad_token_id": 58100, "dropout": 0.1}
+    return Seq2SeqConfig(**_take(fields, _MARIAN, **defaults))
 
 
 def _write_marian(config: Seq2SeqConfig) -> dict:
@@ -235,7 +247,7 @@ FAMILIES = {  # model_type -> Family
     "gpt2": Family("GPT2LMHeadModel", GPT2, "transformer.wte.weight", _read_gpt2, _write_gpt2),
     "gpt_bigcode": Family("GPTBigCodeForCausalLM", GPTBigCode, "transformer.wte.weight", _read_bigcode, _write_gpt2),
     "bloom": Family("BloomForCausalLM", Bloom, "transformer.word_embeddings.weight", _read_bloom, _write_bloom),
-    "bert": Family("BertModel", BertModel, "embeddings.word_embeddings.weight", _read_bert, _write_bert),
+    "bert": Family("BertModel", BertModel, "embeddings.word_embeddings.weight", _read_bert, _write_bert, "bert."),
     "marian": Family("MarianMTModel", Seq2Seq, "model.shared.weight", _read_marian, _write_marian),
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minilora.autograd import no_grad
+from minilora.backend import to_numpy
 from minilora.errors import ConfigError, DataError
 
 
@@ -37,7 +38,7 @@ def generate_tokens(
     step = np.array([ids])
     for _ in range(max_new_tokens):
         with no_grad():
-            logits = model(step, cache=cache, last_only=True).data[0, 0]
+            logits = to_numpy(model(step, cache=cache, last_only=True).data[0, 0])
         token = int(logits.argmax()) if temperature == 0 else _sample(logits, temperature, top_k, top_p, rng)
         if token == eos_token_id:
             return
@@ -62,6 +63,8 @@ def generate(
 ) -> str:  # fmt: skip
     """The text that follows `prompt`. stream: called with each piece of text as it comes.
     parse_special: read special tokens in the prompt as such (a chat template has some)."""
+    if tokenizer is None:
+        raise ConfigError("this model came without a tokenizer; generate_tokens(model, ids, n) takes and gives numbers")
     ids = [*tokenizer.begin(), *tokenizer.encode(prompt, parse_special)]
     tokens = generate_tokens(model, ids, max_new_tokens, tokenizer.eos_token_id, temperature, top_k, top_p, seed)
     pieces = []

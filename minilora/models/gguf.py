@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from minilora.errors import FileFormatError
+from minilora.files import atomic_write
 
 _SCALARS = {
     0: "<u1",
@@ -187,4 +188,4 @@ def write_gguf(path, metadata: dict[str, int | float | str | list[str]], tensors
         head += struct.pack(f"<{array.ndim}Q", *array.shape[::-1]) + struct.pack("<IQ", 0, offset)
         body += raw + b"\0" * (-len(raw) % 32)
         offset = len(body)
-    Path(path).write_bytes(head + b"\0" * (-len(head) % 32) + body)
+    atomic_write(path, head + b"\0" * (-len(head) % 32) + body)

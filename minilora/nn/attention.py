@@ -1,19 +1,21 @@
-"""Self-attention with grouped key/value heads, rotary positions and a key/value cache."""
+"""Self-attention with grouped key/value heads, rotary positions and a key/value cache; attention with dropout."""
 
 import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
-from minilora.nn.layers import Linear
+from minilora.backend import array_namespace
+from minilora.nn.layers import Dropout, Linear
 from minilora.nn.module import Module
 
 
 class KVCache:
     """Keys and values of the positions seen so far: room for max_length positions in every layer, filled in place."""
 
-    def __init__(self, layers: int, batch: int, heads: int, max_length: int, head_dim: int):
-        self.keys = np.empty((layers, batch, heads, max_length, head_dim), np.float32)
-        self.values = np.empty_like(self.keys)
+    def __init__(self, layers: int, batch: int, heads: int, max_length: int, head_dim: int, xp=np):
+        """xp: the library of the model's arrays."""
+        self.keys = xp.empty((layers, batch, heads, max_length, head_dim), np.float32)
+        self.values = xp.empty_like(self.keys)
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,8 +28,26 @@ class KVCache:
         return Tensor(self.keys[layer, :, :, :end]), Tensor(self.values[layer, :, :, :end])
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, causal=True, mask=None, bias=None) -> Tensor:
+    """ops.attention, whose arguments these are, with dropout of the probabilities: (B, H, T, hd).
+
+    Only where it is active are the probabilities a Tensor of their own, and the tape keeps them more than once.
+    """
+    if not dropout.active:
+        return ops.attention(q, k, v, causal=causal, mask=mask, bias=bias)
+    (B, H, T, hd), (K, S) = q.shape, k.shape[1:3]
+    group = (B, K, H // K * T, hd)  # the queries of the heads that share a key head
+    scores = ops.matmul(q.reshape(group), k.transpose(0, 1, 3, 2)) * hd**-0.5  # (B, K, H/K·T, S)
+    xp = array_namespace(q.data)
+    seen = xp.tri(T, S, S - T, dtype=bool) if causal else xp.ones((T, S), bool)  # (T, S)
+    seen = seen if mask is None else seen & xp.asarray(mask)[:, None, None]  # (B, 1, T, S)
+    hidden = np.where(seen, 0, -np.inf) + (0 if bias is None else bias)
+    p = dropout(ops.softmax(scores.reshape(B, H, T, S) + hidden.astype(q.dtype)))  # (B, H, T, S)
+    return ops.matmul(p.reshape(*group[:3], S), v).reshape(B, H, T, hd)
+
+
 class Attention(Module):
-    def __init__(self, config, layer: int, rng):
+    def __init__(self, config, layer: int, rng, noise):
         d, hd, self.layer = config.hidden_size, config.head_dim, layer
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         bias = bool(config.bias)
@@ -36,6 +56,7 @@ class Attention(Module):
         self.v_proj = Linear(d, self.kv_heads * hd, bias, rng, config.init_std(d))
         residual = config.init_std(self.heads * hd, residual=True)
         self.o_proj = Linear(self.heads * hd, d, bias and config.bias != "qkv", rng, residual)
+        self.attention_dropout = Dropout(config.attention_dropout, noise)
 
     def forward(self, x: Tensor, rotary, cache: KVCache | None) -> Tensor:
         q = ops.split_heads(self.q_proj(x), self.heads)  # (B, H, T, hd)
@@ -45,5 +66,5 @@ class Attention(Module):
             q, k = ops.rope(q, *rotary), ops.rope(k, *rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, S, hd)
-        y = ops.merge_heads(ops.attention(q, k, v))  # (B, T, H·hd)
+        y = ops.merge_heads(attend(q, k, v, self.attention_dropout))  # (B, T, H·hd)
         return self.o_proj(y)  # (B, T, d)

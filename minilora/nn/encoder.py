@@ -5,17 +5,20 @@
     first = model.pooler(hidden)              # (B, d), of the first token, [CLS]
 
 x_{l+1} = LayerNorm(x + Attention(x)), then LayerNorm(x + MLP(x)): "post-norm" (BERT, arXiv:1810.04805). Parameter names
-and fields are those of Hugging Face's BertModel, without its dropout.
+and fields are those of Hugging Face's BertModel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
+from minilora.backend import asarray
 from minilora.errors import ConfigError, DataError
-from minilora.nn.layers import Embedding, LayerNorm, Linear
+from minilora.nn.attention import attend
+from minilora.nn.language_model import check_probabilities, dropout_rng
+from minilora.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minilora.nn.module import Module
 
 _INIT_STD = 0.02
@@ -31,12 +34,16 @@ class EncoderConfig:
     max_position_embeddings: int = 512
     type_vocab_size: int = 2  # BERT marks the first and the second of a pair of texts
     layer_norm_eps: float = 1e-12
+    # Of training: with or without, it is the same model.
+    hidden_dropout_prob: float = field(default=0.0, compare=False)  # of the embeddings and of what a sublayer adds
+    attention_probs_dropout_prob: float = field(default=0.0, compare=False)
 
     def __post_init__(self):
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                      "max_position_embeddings", "type_vocab_size"):  # fmt: skip
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be a positive integer, not {getattr(self, field)!r}")
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "max_position_embeddings", "type_vocab_size"):  # fmt: skip
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be a positive integer, not {getattr(self, name)!r}")
+        check_probabilities(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         if not isinstance(self.layer_norm_eps, (int, float)) or not self.layer_norm_eps >= 0:
             raise ConfigError(f"layer_norm_eps must be a number, at least 0, not {self.layer_norm_eps!r}")
         if self.hidden_size % self.num_attention_heads:
@@ -49,48 +56,51 @@ class EncoderConfig:
 class Embeddings(Module):
     """The sum of what a token, its position and its segment contribute, normalised."""
 
-    def __init__(self, config: EncoderConfig, rng):
+    def __init__(self, config: EncoderConfig, rng, noise):
         d = config.hidden_size
         self.word_embeddings = Embedding(config.vocab_size, d, rng, _INIT_STD)
         self.position_embeddings = Embedding(config.max_position_embeddings, d, rng, _INIT_STD)
         self.token_type_embeddings = Embedding(config.type_vocab_size, d, rng, _INIT_STD)
         self.LayerNorm = LayerNorm(d, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob, noise)
 
     def forward(self, ids: np.ndarray, token_type_ids: np.ndarray) -> Tensor:
         x = self.word_embeddings(ids) + self.token_type_embeddings(token_type_ids)  # (B, T, d)
         x = x + self.position_embeddings(np.arange(ids.shape[1]))  # (B, T, d) + (T, d)
-        return self.LayerNorm(x)  # (B, T, d)
+        return self.dropout(self.LayerNorm(x))  # (B, T, d)
 
 
 class SelfAttention(Module):
-    def __init__(self, config: EncoderConfig, rng):
+    def __init__(self, config: EncoderConfig, rng, noise):
         d, self.heads = config.hidden_size, config.num_attention_heads
         self.query = Linear(d, d, True, rng, _INIT_STD)
         self.key = Linear(d, d, True, rng, _INIT_STD)
         self.value = Linear(d, d, True, rng, _INIT_STD)
+        self.dropout = Dropout(config.attention_probs_dropout_prob, noise)
 
     def forward(self, x: Tensor, mask: np.ndarray | None) -> Tensor:
         q = ops.split_heads(self.query(x), self.heads)  # (B, H, T, hd)
         k = ops.split_heads(self.key(x), self.heads)  # (B, H, T, hd)
         v = ops.split_heads(self.value(x), self.heads)  # (B, H, T, hd)
-        return ops.merge_heads(ops.attention(q, k, v, causal=False, mask=mask))  # (B, T, d)
+        return ops.merge_heads(attend(q, k, v, self.dropout, causal=False, mask=mask))  # (B, T, d)
 
 
 class Output(Module):
     """The end of a sublayer: LayerNorm(x + W h + b)."""
 
-    def __init__(self, d_in: int, config: EncoderConfig, rng):
+    def __init__(self, d_in: int, config: EncoderConfig, rng, noise):
         self.dense = Linear(d_in, config.hidden_size, True, rng, _INIT_STD)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob, noise)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return self.LayerNorm(x + self.dense(h))  # (B, T, d)
+        return self.LayerNorm(x + self.dropout(self.dense(h)))  # (B, T, d)
 
 
 class Attention(Module):
-    def __init__(self, config: EncoderConfig, rng):
-        self.self = SelfAttention(config, rng)  # Hugging Face's name
-        self.output = Output(config.hidden_size, config, rng)
+    def __init__(self, config: EncoderConfig, rng, noise):
+        self.self = SelfAttention(config, rng, noise)  # Hugging Face's name
+        self.output = Output(config.hidden_size, config, rng, noise)
 
     def forward(self, x: Tensor, mask: np.ndarray | None) -> Tensor:
         return self.output(self.self(x, mask), x)  # (B, T, d)
@@ -105,10 +115,10 @@ class Intermediate(Module):
 
 
 class Layer(Module):
-    def __init__(self, config: EncoderConfig, rng):
-        self.attention = Attention(config, rng)
+    def __init__(self, config: EncoderConfig, rng, noise):
+        self.attention = Attention(config, rng, noise)
         self.intermediate = Intermediate(config, rng)
-        self.output = Output(config.intermediate_size, config, rng)
+        self.output = Output(config.intermediate_size, config, rng, noise)
 
     def forward(self, x: Tensor, mask: np.ndarray | None) -> Tensor:
         x = self.attention(x, mask)  # (B, T, d)
@@ -116,8 +126,8 @@ class Layer(Module):
 
 
 class Layers(Module):
-    def __init__(self, config: EncoderConfig, rng):
-        self.layer = [Layer(config, rng) for _ in range(config.num_hidden_layers)]
+    def __init__(self, config: EncoderConfig, rng, noise):
+        self.layer = [Layer(config, rng, noise) for _ in range(config.num_hidden_layers)]
 
     def forward(self, x: Tensor, mask: np.ndarray | None) -> Tensor:
         for layer in self.layer:
@@ -138,10 +148,10 @@ class Pooler(Module):
 class BertModel(Module):
     def __init__(self, config: EncoderConfig, seed: int | None = 0):
         """Weights drawn with `seed`; all zero when it is None (to be loaded)."""
-        rng = None if seed is None else np.random.default_rng(seed)
+        rng, noise = None if seed is None else np.random.default_rng(seed), dropout_rng(seed)
         self.config = config
-        self.embeddings = Embeddings(config, rng)
-        self.encoder = Layers(config, rng)
+        self.embeddings = Embeddings(config, rng, noise)
+        self.encoder = Layers(config, rng, noise)
         self.pooler = Pooler(config, rng)
 
     def forward(self, ids, attention_mask=None, token_type_ids=None) -> Tensor:
@@ -150,15 +160,15 @@ class BertModel(Module):
         attention_mask (B, T): true (or 1) for a token, false for padding, which no token sees; by default all are
         tokens. token_type_ids (B, T): by default 0. Raises DataError, and ShapeError for an id out of range.
         """
-        ids = np.asarray(ids)
+        ids = asarray(ids)
         if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
             raise DataError(f"ids must be integers (B, T), at least one; got {ids.dtype} of shape {ids.shape}")
         if ids.shape[1] > self.config.max_position_embeddings:
             raise DataError(
                 f"a sequence of {ids.shape[1]} tokens is longer than the model's {self.config.max_position_embeddings}"
             )
-        mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-        types = np.zeros(ids.shape, int) if token_type_ids is None else np.asarray(token_type_ids)
+        mask = np.ones(ids.shape, bool) if attention_mask is None else asarray(attention_mask).astype(bool)
+        types = np.zeros(ids.shape, int) if token_type_ids is None else asarray(token_type_ids)
         for name, array in (("attention_mask", mask), ("token_type_ids", types)):
             if array.shape != ids.shape:
                 raise DataError(f"{name} has shape {array.shape}; the ids have {ids.shape}")

@@ -16,18 +16,20 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
-from minilora.nn.attention import KVCache
-from minilora.nn.language_model import LanguageModel, ModelConfig, output_head
-from minilora.nn.layers import Conv1D, Embedding, LayerNorm, Linear
+from minilora.nn.attention import KVCache, attend
+from minilora.nn.language_model import LanguageModel, ModelConfig, dropout_rng, output_head, show_parts_as
+from minilora.nn.layers import Activation, Conv1D, Dropout, Embedding, LayerNorm, Linear
 from minilora.nn.module import Module
 
 
 class Attention(Module):
-    def __init__(self, config: ModelConfig, layer: int, linear: Callable, rng):
+    def __init__(self, config: ModelConfig, layer: int, linear: Callable, rng, noise):
         d, hd, self.layer = config.hidden_size, config.head_dim, layer
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.c_attn = linear(d, (self.heads + 2 * self.kv_heads) * hd, rng=rng, std=config.init_std(d))
         self.c_proj = linear(self.heads * hd, d, rng=rng, std=config.init_std(self.heads * hd, residual=True))
+        self.attn_dropout = Dropout(config.attention_dropout, noise)
+        self.resid_dropout = Dropout(config.dropout, noise)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         H, K = self.heads, self.kv_heads
@@ -35,58 +37,62 @@ class Attention(Module):
         q, k, v = qkv[:, :H], qkv[:, H : H + K], qkv[:, H + K :]  # (B, H, T, hd); (B, K, T, hd) twice
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, S, hd)
-        y = ops.merge_heads(ops.attention(q, k, v))  # (B, T, H·hd)
-        return self.c_proj(y)  # (B, T, d)
+        y = ops.merge_heads(attend(q, k, v, self.attn_dropout))  # (B, T, H·hd)
+        return self.resid_dropout(self.c_proj(y))  # (B, T, d)
 
 
 class MLP(Module):
-    def __init__(self, config: ModelConfig, linear: Callable, rng):
+    def __init__(self, config: ModelConfig, linear: Callable, rng, noise):
         d, ff = config.hidden_size, config.intermediate_size
         self.c_fc = linear(d, ff, rng=rng, std=config.init_std(d))
         self.c_proj = linear(ff, d, rng=rng, std=config.init_std(ff, residual=True))
-        self.activation = getattr(ops, config.activation)
+        self.act = Activation(config.activation)
+        self.dropout = Dropout(config.dropout, noise)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.activation(self.c_fc(x))  # (B, T, ff)
-        return self.c_proj(h)  # (B, T, d)
+        h = self.act(self.c_fc(x))  # (B, T, ff)
+        return self.dropout(self.c_proj(h))  # (B, T, d)
 
 
 class Block(Module):
-    def __init__(self, config: ModelConfig, layer: int, linear: Callable, rng):
+    def __init__(self, config: ModelConfig, layer: int, linear: Callable, rng, noise):
         self.ln_1 = LayerNorm(config.hidden_size, config.norm_eps)
-        self.attn = Attention(config, layer, linear, rng)
+        self.attn = Attention(config, layer, linear, rng, noise)
         self.ln_2 = LayerNorm(config.hidden_size, config.norm_eps)
-        self.mlp = MLP(config, linear, rng)
+        self.mlp = MLP(config, linear, rng, noise)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache)  # (B, T, d)
         return x + self.mlp(self.ln_2(x))  # (B, T, d)
 
 
-class Transformer(Module):
-    def __init__(self, config: ModelConfig, linear: Callable, rng):
+class Model(Module):
+    def __init__(self, config: ModelConfig, linear: Callable, rng, noise):
         self.wte = Embedding(config.vocab_size, config.hidden_size, rng)  # of tokens
         self.wpe = Embedding(config.max_position_embeddings, config.hidden_size, rng)  # of positions
-        self.h = [Block(config, i, linear, rng) for i in range(config.num_hidden_layers)]
+        self.drop = Dropout(config.embedding_dropout, noise)
+        self.h = [Block(config, i, linear, rng, noise) for i in range(config.num_hidden_layers)]
         self.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
         positions = np.arange(start, start + ids.shape[1])
-        x = self.wte(ids) + self.wpe(positions)  # (B, T, d) + (T, d)
+        x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, d) + (T, d)
         for block in self.h:
             x = block(x, cache)  # (B, T, d)
         return x  # (B, T, d)
 
 
 class GPT2(LanguageModel):
+    shown_as = "GPT2LMHeadModel"
     linear = Conv1D
 
     def __init__(self, config: ModelConfig, seed: int | None = 0):
         """Weights drawn with `seed`; all zero when it is None (to be loaded)."""
         rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
-        self.transformer = Transformer(config, self.linear, rng)
+        self.transformer = Model(config, self.linear, rng, dropout_rng(seed))
         self.lm_head = output_head(config, self.transformer.wte, rng)
+        show_parts_as(type(self).__name__, self)
 
     def decode(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
         return self.transformer(ids, start, cache)  # (B, T, d)
@@ -96,4 +102,5 @@ class GPT2(LanguageModel):
 
 
 class GPTBigCode(GPT2):
+    shown_as = "GPTBigCodeForCausalLM"
     linear = staticmethod(partial(Linear, bias=True))

@@ -8,13 +8,14 @@ A family adds its modules and two methods: `decode`, from ids to hidden states, 
 transformer.py (LLaMA), gpt2.py, bloom.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
+from minilora.backend import asarray
 from minilora.errors import ConfigError, DataError
 from minilora.nn.attention import KVCache
 from minilora.nn.layers import Embedding, Linear
@@ -39,32 +40,58 @@ class ModelConfig:
     norm_eps: float = 1e-5
     activation: str = "gelu_tanh"  # one of `activations`
     tie_word_embeddings: bool = True
+    # Of training: with or without, it is the same model.
+    dropout: float = field(default=0.0, compare=False)  # of what a sublayer adds to the residual stream
+    attention_dropout: float = field(default=0.0, compare=False)  # of attention's probabilities
+    embedding_dropout: float = field(default=0.0, compare=False)  # GPT-2's
 
     def __post_init__(self):
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.check("activation", self.activations)
         self.check("tie_word_embeddings", (False, True))
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                      "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
-            value = getattr(self, field)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
+            value = getattr(self, name)
             if not (isinstance(value, (int, np.integer)) and value > 0):
-                raise ConfigError(f"{field} must be a positive integer, not {value!r}")
+                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
         if not self.norm_eps > 0:
             raise ConfigError(f"norm_eps must be positive, not {self.norm_eps!r}")
+        check_probabilities(self, "dropout", "attention_dropout", "embedding_dropout")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
                 f"({self.num_key_value_heads})"
             )
 
-    def check(self, field: str, valid):
-        if getattr(self, field) not in valid:
-            raise ConfigError(f"{field} is one of {', '.join(map(str, valid))}, not {getattr(self, field)!r}")
+    def check(self, name: str, valid):
+        if getattr(self, name) not in valid:
+            raise ConfigError(f"{name} is one of {', '.join(map(str, valid))}, not {getattr(self, name)!r}")
 
     def init_std(self, d_in: int, residual: bool = False) -> float:
         """Standard deviation of a new linear's weights; those that write to the residual stream start smaller."""
         return 0.8 * d_in**-0.5 * ((2 * self.num_hidden_layers) ** -0.5 if residual else 1)
+
+
+def check_probabilities(config, *names: str):
+    """Raises ConfigError for a dropout that is not in [0, 1)."""
+    for name in names:
+        p = getattr(config, name)
+        if not (isinstance(p, (int, float)) and 0 <= p < 1):
+            raise ConfigError(f"{name} must be in [0, 1), not {p!r}")
+
+
+def dropout_rng(seed: int | None) -> np.random.Generator:
+    """What a model's dropouts draw from, apart from its weights: with a seed the same in every run, also where the
+    weights are loaded (None)."""
+    return np.random.default_rng([seed or 0, 1])
+
+
+def show_parts_as(family: str, model: Module):
+    """Name the modules of a family's own file in the printed tree as Hugging Face does: GPT2Block for Block."""
+    for _, module in model.named_modules():
+        if type(module).__module__ == type(model).__module__ and module is not model:
+            module.shown_as = family + type(module).__name__
 
 
 def output_head(config: ModelConfig, embedding: Embedding, rng) -> Linear:
@@ -90,7 +117,7 @@ class LanguageModel(Module):
 
     def hidden(self, ids, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) integers -> (B, T, d), before the last norm, which is applied to the rows that are needed."""
-        ids = np.asarray(ids)
+        ids = asarray(ids)
         if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
             raise DataError(f"ids must be integers (B, T), at least one; got {ids.dtype} of shape {ids.shape}")
         start, room = cache.length if cache else 0, self.config.max_position_embeddings
@@ -112,7 +139,7 @@ class LanguageModel(Module):
 
         labels (B, T): labels[b, t] is to be predicted from input_ids[b, :t], and is no target where -100 (or t = 0).
         """
-        input_ids, labels = np.asarray(input_ids), np.asarray(labels)
+        input_ids, labels = asarray(input_ids), asarray(labels)
         row, position = np.nonzero(labels[:, 1:] != IGNORE)
         if not row.size:
             raise DataError(f"no label in this batch of shape {labels.shape} is a target: all are {IGNORE}")
@@ -130,4 +157,4 @@ class LanguageModel(Module):
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         c = self.config
-        return KVCache(c.num_hidden_layers, batch, c.num_key_value_heads, max_length, c.head_dim)
+        return KVCache(c.num_hidden_layers, batch, c.num_key_value_heads, max_length, c.head_dim, self.xp)

@@ -1,6 +1,6 @@
-"""Layers: Linear, Conv1D, QuantizedLinear, Embedding, RMSNorm, LayerNorm. Weights are W (d_out, d_in): y = x Wᵀ + b.
+"""Layers: Linear, Conv1D, QuantizedLinear, Embedding, RMSNorm, LayerNorm, Dropout, Activation.
 
-Conv1D's alone is stored transposed, (d_in, d_out).
+Weights are W (d_out, d_in): y = x Wᵀ + b. Conv1D's alone is stored transposed, (d_in, d_out).
 """
 
 import numpy as np
@@ -121,3 +121,34 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class Dropout(Module):
+    """In training each entry is 0 with probability p, else x / (1 - p); otherwise x as it is (arXiv:1207.0580).
+
+    A model's dropouts draw from one Generator, so that its seed decides what they drop.
+    """
+
+    def __init__(self, p: float, rng: np.random.Generator):
+        self.p, self.rng = p, rng
+
+    @property
+    def active(self) -> bool:
+        return self.training and self.p > 0
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.p, self.rng) if self.active else x
+
+
+class Activation(Module):
+    """One of the ops "gelu", "gelu_tanh" and "relu", as a part that the printed tree shows."""
+
+    def __init__(self, name: str):
+        self.function = getattr(ops, name)
+        self.shown_as = {"gelu": "GELU", "gelu_tanh": "GELUTanh", "relu": "ReLU"}[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

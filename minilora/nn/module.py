@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minilora.autograd import Tensor
+from minilora.backend import array_namespace, like, placed, to_device, to_numpy
 from minilora.errors import FileFormatError
 
 
@@ -21,7 +22,14 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data, requires_grad: bool = True):
-        super().__init__(data, requires_grad)
+        """data: an array; NumPy's go where new arrays go (see use_backend)."""
+        super().__init__(placed(data), requires_grad)
+
+    def to(self, device: str):
+        """Move the values and the gradient to "cuda" or "cpu". A graph that holds the old values is invalid then."""
+        if (data := to_device(self.data, device)) is not self.data:
+            self.data, self.grad = data, None if self.grad is None else to_device(self.grad, device)
+            self.mark_changed()
 
 
 class Module:
@@ -84,9 +92,27 @@ class Module:
         else:
             setattr(self.get_submodule(parent), name, module)
 
+    @property
+    def xp(self):
+        """The library, numpy or cupy, that the weights are arrays of."""
+        return array_namespace(*(p.data for p in self.parameters()), *(q.packed for q in self.quantized().values()))
+
+    def to(self, device: str) -> "Module":
+        """Move all weights, quantized ones too, to the GPU ("cuda") or to the host's memory ("cpu"). In place.
+
+        An optimizer's state stays where it is: make the optimizer afterwards. Raises BackendError."""
+        for value in vars(self).values():
+            if isinstance(value, Parameter):
+                value.to(device)
+        if hasattr(self, "quantized_weight"):
+            self.quantized_weight = self.quantized_weight.to(device)
+        for _, child in self.children():
+            child.to(device)
+        return self
+
     def state_dict(self) -> dict[str, np.ndarray]:
-        """name -> array (shared, not copied)."""
-        return {name: p.data for name, p in self.named_parameters()}
+        """name -> NumPy array (shared, not copied, where the parameter is NumPy's)."""
+        return {name: to_numpy(p.data) for name, p in self.named_parameters()}
 
     def load_state_dict(self, arrays: dict[str, np.ndarray]):
         """Take every parameter's values from `arrays` (cast to the parameter's dtype); names and shapes must match."""
@@ -102,7 +128,7 @@ class Module:
             )
             raise FileFormatError(f"{len(n)} tensors {what}, the first {first!r}{detail}")
         for name, p in own.items():
-            p.data = np.array(arrays[name], p.dtype)
+            p.data = like(np.array(to_numpy(arrays[name]), p.dtype), p.data)
 
     def requires_grad_(self, wanted: bool) -> "Module":
         for p in self.parameters():

@@ -8,7 +8,7 @@
 "Post-norm": x_{l+1} = LayerNorm(x + Attention(x)), then LayerNorm(x + MLP(x)), where LLaMA, six years later, has
 x + Attention(norm(x)) and no norm on the way from the loss to the embedding; RMSNorm for LayerNorm, SwiGLU for ReLU,
 rotary positions for sines added once, fewer key heads than query heads, no biases and no encoder. Names are those of
-Hugging Face's MarianMTModel, which is this architecture; without its dropout.
+Hugging Face's MarianMTModel, which is this architecture.
 """
 
 import math
@@ -18,9 +18,11 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor, no_grad
+from minilora.backend import array_namespace, asarray, to_numpy
 from minilora.errors import ConfigError, DataError
-from minilora.nn.language_model import IGNORE, ModelConfig, output_head
-from minilora.nn.layers import Embedding, LayerNorm, Linear
+from minilora.nn.attention import attend
+from minilora.nn.language_model import IGNORE, ModelConfig, dropout_rng, output_head
+from minilora.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minilora.nn.module import Module
 from minilora.nn.positions import sinusoidal_table
 
@@ -37,57 +39,62 @@ class Seq2SeqConfig(ModelConfig):
         super().__post_init__()
         if self.num_key_value_heads != self.num_attention_heads or self.hidden_size % self.num_attention_heads:
             raise ConfigError("hidden_size must be a multiple of num_attention_heads, each with its own key/value head")
+        if self.embedding_dropout:
+            raise ConfigError("embedding_dropout is GPT-2's; here dropout is of the embeddings too")
 
 
 class Attention(Module):
     """Multi-head attention of x to `memory`: x itself, or the encoder's output."""
 
-    def __init__(self, config: Seq2SeqConfig, rng):
+    def __init__(self, config: Seq2SeqConfig, rng, noise):
         d, self.heads = config.hidden_size, config.num_attention_heads
         self.q_proj = Linear(d, d, True, rng)
         self.k_proj = Linear(d, d, True, rng)
         self.v_proj = Linear(d, d, True, rng)
         self.out_proj = Linear(d, d, True, rng)
+        self.attention_dropout = Dropout(config.attention_dropout, noise)
 
     def forward(self, x: Tensor, memory: Tensor, causal: bool = False, mask: np.ndarray | None = None) -> Tensor:
         q = ops.split_heads(self.q_proj(x), self.heads)  # (B, H, T, hd)
         k = ops.split_heads(self.k_proj(memory), self.heads)  # (B, H, S, hd)
         v = ops.split_heads(self.v_proj(memory), self.heads)  # (B, H, S, hd)
-        y = ops.merge_heads(ops.attention(q, k, v, causal=causal, mask=mask))  # (B, T, d)
+        y = ops.merge_heads(attend(q, k, v, self.attention_dropout, causal, mask))  # (B, T, d)
         return self.out_proj(y)  # (B, T, d)
 
 
 class EncoderLayer(Module):
-    def __init__(self, config: Seq2SeqConfig, rng):
+    def __init__(self, config: Seq2SeqConfig, rng, noise):
         d, ff = config.hidden_size, config.intermediate_size
-        self.self_attn, self.self_attn_layer_norm = Attention(config, rng), LayerNorm(d, config.norm_eps)
+        self.self_attn, self.self_attn_layer_norm = Attention(config, rng, noise), LayerNorm(d, config.norm_eps)
         self.fc1, self.fc2 = Linear(d, ff, True, rng), Linear(ff, d, True, rng)
         self.final_layer_norm = LayerNorm(d, config.norm_eps)
         self.activation = getattr(ops, config.activation)
+        self.dropout = Dropout(config.dropout, noise)
 
     def mlp(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))  # (B, S, d) -> (B, S, ff) -> (B, S, d)
+        h = self.activation(self.fc1(x))  # (B, S, ff)
+        return self.dropout(self.fc2(h))  # (B, S, d)
 
     def forward(self, x: Tensor, mask: np.ndarray) -> Tensor:
-        x = self.self_attn_layer_norm(x + self.self_attn(x, x, mask=mask))  # (B, S, d)
+        x = self.self_attn_layer_norm(x + self.dropout(self.self_attn(x, x, mask=mask)))  # (B, S, d)
         return self.final_layer_norm(x + self.mlp(x))  # (B, S, d)
 
 
 class DecoderLayer(EncoderLayer):
-    def __init__(self, config: Seq2SeqConfig, rng):
-        super().__init__(config, rng)
+    def __init__(self, config: Seq2SeqConfig, rng, noise):
+        super().__init__(config, rng, noise)
         d = config.hidden_size
-        self.encoder_attn, self.encoder_attn_layer_norm = Attention(config, rng), LayerNorm(d, config.norm_eps)
+        self.encoder_attn, self.encoder_attn_layer_norm = Attention(config, rng, noise), LayerNorm(d, config.norm_eps)
 
     def forward(self, x: Tensor, memory: Tensor, mask: np.ndarray) -> Tensor:
-        x = self.self_attn_layer_norm(x + self.self_attn(x, x, causal=True))  # (B, T, d)
-        x = self.encoder_attn_layer_norm(x + self.encoder_attn(x, memory, mask=mask))  # (B, T, d)
+        x = self.self_attn_layer_norm(x + self.dropout(self.self_attn(x, x, causal=True)))  # (B, T, d)
+        x = self.encoder_attn_layer_norm(x + self.dropout(self.encoder_attn(x, memory, mask=mask)))  # (B, T, d)
         return self.final_layer_norm(x + self.mlp(x))  # (B, T, d)
 
 
 class Layers(Module):
-    def __init__(self, kind: type, config: Seq2SeqConfig, rng):
-        self.layers = [kind(config, rng) for _ in range(config.num_hidden_layers)]
+    def __init__(self, kind: type, config: Seq2SeqConfig, rng, noise):
+        self.layers = [kind(config, rng, noise) for _ in range(config.num_hidden_layers)]
 
     def forward(self, x: Tensor, *context) -> Tensor:
         for layer in self.layers:
@@ -96,18 +103,19 @@ class Layers(Module):
 
 
 class EncoderDecoder(Module):
-    def __init__(self, config: Seq2SeqConfig, rng):
+    def __init__(self, config: Seq2SeqConfig, rng, noise):
         d = config.hidden_size
         self.shared = Embedding(config.vocab_size, d, rng, d**-0.5)  # of source and target
-        self.encoder = Layers(EncoderLayer, config, rng)
-        self.decoder = Layers(DecoderLayer, config, rng)
+        self.encoder = Layers(EncoderLayer, config, rng, noise)
+        self.decoder = Layers(DecoderLayer, config, rng, noise)
+        self.dropout = Dropout(config.dropout, noise)
         self.scale, self.room = math.sqrt(d), config.max_position_embeddings
 
     def embed(self, ids: np.ndarray) -> Tensor:
         if ids.shape[1] > self.room:
             raise DataError(f"a sequence of {ids.shape[1]} tokens is longer than the model's {self.room}")
         x = self.shared(ids) * self.scale  # (B, T, d)
-        return x + sinusoidal_table(*x.shape[1:])  # (B, T, d) + (T, d)
+        return self.dropout(x + array_namespace(x.data).asarray(sinusoidal_table(*x.shape[1:])))  # (B, T, d) + (T, d)
 
     def forward(self, source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> Tensor:
         memory = self.encoder(self.embed(source), mask)  # (B, S, d)
@@ -119,13 +127,13 @@ class Seq2Seq(Module):
         """Weights drawn with `seed`; all zero when it is None (to be loaded)."""
         rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
-        self.model = EncoderDecoder(config, rng)
+        self.model = EncoderDecoder(config, rng, dropout_rng(seed))
         self.lm_head = output_head(config, self.model.shared, rng)
 
     def forward(self, source, target) -> Tensor:
         """Logits (B, T, V) of what follows each of the target's prefixes. source (B, S), target (B, T), integers; no
         query sees a source token pad_token_id. Raises DataError for a source of padding only."""
-        source, target = np.asarray(source), np.asarray(target)
+        source, target = asarray(source), asarray(target)
         mask = source != self.config.pad_token_id  # (B, S)
         if not mask.any(1).all():
             raise DataError(f"sequence {mask.any(1).argmin()} of the source is nothing but padding")
@@ -134,7 +142,7 @@ class Seq2Seq(Module):
     def loss(self, source, target, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats over the target's tokens that are not -100. The decoder's input is the target moved on
         by one, beginning with pad_token_id ("teacher forcing")."""
-        target = np.asarray(target)
+        target = asarray(target)
         row, position = np.nonzero(target != IGNORE)
         late = np.where(target == IGNORE, self.config.pad_token_id, target)[:, :-1]
         late = np.pad(late, ((0, 0), (1, 0)), constant_values=self.config.pad_token_id)  # (B, T)
@@ -147,5 +155,5 @@ class Seq2Seq(Module):
         for _ in range(max_new_tokens):
             with no_grad():
                 logits = self(source, target).data[:, -1]  # (B, V)
-            target = np.concatenate([target, logits.argmax(1)[:, None]], axis=1)
+            target = np.concatenate([target, to_numpy(logits.argmax(1))[:, None]], axis=1)
         return target[:, 1:]

@@ -8,17 +8,18 @@ x_{l+1} = x + Attention(norm(x)), then + MLP(norm(x)): "pre-norm" (arXiv:2002.04
 names and fields are those of Hugging Face's LlamaForCausalLM.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
+from minilora.backend import array_namespace
 from minilora.errors import ConfigError
 from minilora.nn.attention import Attention, KVCache
-from minilora.nn.language_model import LanguageModel, ModelConfig, output_head
-from minilora.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
+from minilora.nn.language_model import LanguageModel, ModelConfig, dropout_rng, output_head
+from minilora.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from minilora.nn.module import Module
 from minilora.nn.positions import RopeScaling, rotary_table
 
@@ -34,7 +35,6 @@ class TransformerConfig(ModelConfig):
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     bias: bool | str = False  # True: of every projection; "attention": of its four; "qkv": of its first three (Qwen2)
-    dropout: float = field(default=0.0, compare=False)  # of training: with or without, it is the same model
 
     def __post_init__(self):
         self.check("norm", NORMS)
@@ -45,8 +45,8 @@ class TransformerConfig(ModelConfig):
             raise ConfigError(f"rotary positions turn pairs: head_dim must be even, not {self.head_dim}")
         if not self.rope_theta > 0:
             raise ConfigError(f"rope_theta must be positive, not {self.rope_theta!r}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.embedding_dropout:
+            raise ConfigError("embedding_dropout is GPT-2's; here there are dropout and attention_dropout")
 
 
 class MLP(Module):
@@ -67,31 +67,28 @@ class MLP(Module):
 
 
 class Layer(Module):
-    def __init__(self, config: TransformerConfig, index: int, rng, dropout_rng):
+    def __init__(self, config: TransformerConfig, index: int, rng, noise):
         norm = NORMS[config.norm]
         self.input_layernorm = norm(config.hidden_size, config.norm_eps)
-        self.self_attn = Attention(config, index, rng)
+        self.self_attn = Attention(config, index, rng, noise)
         self.post_attention_layernorm = norm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config, rng)
-        self.dropout, self.rng = config.dropout, dropout_rng
+        self.dropout = Dropout(config.dropout, noise)
 
     def forward(self, x: Tensor, rotary, cache: KVCache | None) -> Tensor:
-        x = x + self.drop(self.self_attn(self.input_layernorm(x), rotary, cache))  # (B, T, d)
-        return x + self.drop(self.mlp(self.post_attention_layernorm(x)))  # (B, T, d)
-
-    def drop(self, x: Tensor) -> Tensor:
-        return ops.dropout(x, self.dropout, self.rng) if self.training and self.dropout else x
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, cache))  # (B, T, d)
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))  # (B, T, d)
 
 
 class Decoder(Module):
     """Embedding, layers and the last norm."""
 
-    def __init__(self, config: TransformerConfig, rng, dropout_rng):
+    def __init__(self, config: TransformerConfig, rng, noise):
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rng)
         if config.positions == "learned":
             self.embed_positions = Embedding(config.max_position_embeddings, config.hidden_size, rng)
-        self.layers = [Layer(config, i, rng, dropout_rng) for i in range(config.num_hidden_layers)]
+        self.layers = [Layer(config, i, rng, noise) for i in range(config.num_hidden_layers)]
         self.norm = NORMS[config.norm](config.hidden_size, config.norm_eps)
 
     def forward(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
@@ -102,7 +99,7 @@ class Decoder(Module):
             x = x + self.embed_positions(np.arange(start, end))  # (B, T, d) + (T, d)
         else:
             table = rotary_table(1 << (end - 1).bit_length(), c.head_dim, c.rope_theta, c.rope_scaling)
-            rotary = tuple(t[start:end] for t in table)  # cos, sin: (T, hd/2)
+            rotary = tuple(array_namespace(x.data).asarray(t[start:end]) for t in table)  # cos, sin: (T, hd/2)
         for layer in self.layers:
             x = layer(x, rotary, cache)  # (B, T, d)
         return x  # (B, T, d)
@@ -113,7 +110,7 @@ class CausalLM(LanguageModel):
         """Weights drawn with `seed`; all zero when it is None (to be loaded)."""
         rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
-        self.model = Decoder(config, rng, np.random.default_rng([seed or 0, 1]))
+        self.model = Decoder(config, rng, dropout_rng(seed))
         self.lm_head = output_head(config, self.model.embed_tokens, rng)
 
     def decode(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:

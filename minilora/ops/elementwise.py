@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from minilora.autograd import primitive
+from minilora.backend import array_namespace, special_functions
 
 
 @primitive
@@ -95,6 +96,7 @@ def maximum(a, b):
 @primitive
 def where(condition, a, b):
     """a where condition, else b. condition: a boolean array (no gradient)."""
+    condition = array_namespace(a, b).asarray(condition)
     return np.where(condition, a, b), (None, lambda g: np.where(condition, g, 0), lambda g: np.where(condition, 0, g))
 
 
@@ -109,7 +111,8 @@ _GELU_SCALE, _GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
 @primitive
 def gelu_tanh(x):
     """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))): the tanh form of GELU, as in GPT-2 (arXiv:1606.08415)."""
-    t = np.asarray(x * x)
+    xp = array_namespace(x)
+    t = xp.asarray(x * x)
     t *= _GELU_SCALE * _GELU_CUBIC
     t += _GELU_SCALE
     t *= x
@@ -123,7 +126,7 @@ def gelu_tanh(x):
         d *= 3 * _GELU_SCALE * _GELU_CUBIC
         d += _GELU_SCALE
         d *= x
-        slope = np.asarray(t * t)
+        slope = xp.asarray(t * t)
         np.subtract(1, slope, out=slope)
         d *= slope
         d += t
@@ -148,6 +151,8 @@ def _erf(x):
     Taylor's series from the nearest x₀ of the table: erf(x₀ + d) = erf(x₀) + erf'(x₀) (d - x₀ d²) + ... . The next term
     is below 3e-9 as |d| <= 1/512; the error, below 7e-8, is the rounding of erf(x₀) and of the sum.
     """
+    if (special := special_functions(x)) is not None:
+        return special.erf(x)
     if x.dtype == np.float64:
         return _exact_erf(x)
     d = np.clip(x, -_ERF_END, _ERF_END, dtype=np.float32)

@@ -6,9 +6,8 @@ leading axes are flattened to two dimensions first, so that each product is one 
 
 import math
 
-import numpy as np
-
 from minilora.autograd import Tensor, primitive
+from minilora.backend import array_namespace
 
 
 @primitive
@@ -77,7 +76,7 @@ def linear_4bit(x, weight, bias=None):
     if bias is not None:
         y += bias
     return y.reshape(*x_shape[:-1], y.shape[-1]), (
-        lambda g: weight.matmul(np.ascontiguousarray(_flat(g)), transpose=True).reshape(x_shape),
+        lambda g: weight.matmul(array_namespace(g).ascontiguousarray(_flat(g)), transpose=True).reshape(x_shape),
         None,
         lambda g: g,
     )

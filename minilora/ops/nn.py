@@ -3,9 +3,15 @@
 import numpy as np
 
 from minilora.autograd import primitive
+from minilora.backend import array_namespace
 
 _CHUNK = 64  # rows worked on at a time where a pass over them all would leave the CPU's cache
 _CACHED = 1 << 16  # entries, likewise
+
+
+def _at_a_time(x, few: int, rows: int) -> int:
+    """Of so many rows, how many to work on at a time: few, which the CPU's cache holds; a GPU takes all."""
+    return few if isinstance(x, np.ndarray) else max(1, rows)
 
 
 def _row_dot(a, b):
@@ -85,7 +91,7 @@ def layer_norm(x, weight, bias, eps=1e-5):
 def _rotate(x, cos, sin):
     """Turn the pairs (x_i, x_{i + hd/2}) by the angle of their position; a new contiguous array."""
     half = x.shape[-1] // 2
-    y, swapped = np.array(x, order="C"), np.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    y, swapped = x.copy(order="C"), np.concatenate([x[..., half:], x[..., :half]], axis=-1)
     y *= np.concatenate([cos, cos], axis=-1)  # whole (T, hd) planes at a time: long inner loops
     swapped *= np.concatenate([-sin, sin], axis=-1)
     y += swapped
@@ -98,6 +104,7 @@ def rope(x, cos, sin):
 
     x (B, H, T, hd); cos, sin (T, hd/2), constants. The transpose of a rotation is the rotation by the opposite angle.
     """
+    cos, sin = (array_namespace(x).asarray(table) for table in (cos, sin))
     return _rotate(x, cos, sin), (lambda g: _rotate(g, cos, -sin), None, None)
 
 
@@ -116,31 +123,32 @@ def attention(q, k, v, *, causal=True, mask=None, bias=None):
         raise ValueError(f"{H} query heads cannot be shared evenly by {K} key/value heads")
     if causal and S < T:
         raise ValueError(f"{T} queries but only {S} keys")
+    xp = array_namespace(q)
     if mask is not None:
         if mask.shape != (B, S) or mask.dtype != bool:
             raise ValueError(f"the mask is {mask.dtype}{list(mask.shape)}, where bool{[B, S]} is needed")
         seen = mask[:, : S - T + 1] if causal else mask  # by the first query, which sees the fewest keys
         if not seen.any(1).all():
             raise ValueError(f"the mask of sequence {seen.any(1).argmin()} leaves a query without a key to see")
-        padding = np.where(mask, 0, -np.inf).astype(q.real.dtype)[:, None, None]  # (B, 1, 1, S)
+        padding = np.where(xp.asarray(mask), 0, -np.inf).astype(q.real.dtype)[:, None, None]  # (B, 1, 1, S)
     G, scale = H // K, hd**-0.5
     group = (B, K, G * T, hd)  # a group's queries stacked, so that each product is one matrix product per KV head
-    p = np.empty((B, K, G * T, S), np.result_type(q, k))  # in C order, as what is below works on views of it
+    p = xp.empty((B, K, G * T, S), np.result_type(q, k))  # in C order, as what is below works on views of it
     np.matmul(q.reshape(group) * scale, k.mT, out=p)
-    future = np.triu(np.full((T, S), -np.inf, q.real.dtype), 1 + S - T)  # query t sees keys up to S - T + t
+    future = xp.triu(xp.full((T, S), -np.inf, q.real.dtype), 1 + S - T)  # query t sees keys up to S - T + t
     sequences = p.reshape(B, K * G, T, S)
-    together = max(1, _CACHED // max(1, K * G * T * S))
+    together = _at_a_time(q, max(1, _CACHED // max(1, K * G * T * S)), B)
     for start in range(0, B, together):  # as many sequences as stay in the cache
         rows = sequences[start : start + together]
         if causal and T > 1:
             rows += future
         if bias is not None:
-            rows += bias
+            rows += xp.asarray(bias)
         if mask is not None:
             rows += padding[start : start + together]
         rows -= rows.max(-1, keepdims=True)
         np.exp(rows, out=rows)
-        rows *= 1 / (rows @ np.ones((S, 1), q.dtype))
+        rows *= 1 / (rows @ xp.ones((S, 1), q.dtype))
     o = p @ v  # (B, K, G·T, hd)
 
     def backward_scores(g):
@@ -170,9 +178,15 @@ def attention(q, k, v, *, causal=True, mask=None, bias=None):
 
 
 def _add_rows(shape, ids, g):
-    """zeros(shape) with g's rows added at ids: sort, then sum the runs (np.add.at is nineteen times slower)."""
-    d = np.zeros(shape, g.dtype)
-    if ids.size:
+    """zeros(shape) with g's rows added at ids: sort, then sum the runs (np.add.at is nineteen times slower).
+
+    CuPy's reduceat takes differences of running sums, which lose digits; its add.at adds atomically, in no fixed order.
+    """
+    xp = array_namespace(g)
+    d = xp.zeros(shape, g.dtype)
+    if xp is not np:
+        xp.add.at(d, ids, g)
+    elif ids.size:
         order = np.argsort(ids, axis=None, kind="stable")
         sorted_ids = ids.ravel()[order]
         starts = np.flatnonzero(np.r_[True, sorted_ids[1:] != sorted_ids[:-1]])
@@ -182,10 +196,12 @@ def _add_rows(shape, ids, g):
 
 @primitive
 def embedding(weight, ids):
-    """weight[ids]: rows by number. weight (V, d), ids integers of any shape in [0, V); (*ids.shape, d)."""
+    """weight[ids]: rows by number. weight (V, d), ids integers of any shape in [0, V); (*ids.shape, d).
+
+    ids on the host are checked there, without waiting for a GPU."""
     if ids.size and (ids.min() < 0 or ids.max() >= len(weight)):
         raise ValueError(f"ids from {ids.min()} to {ids.max()}, but there are rows 0 to {len(weight) - 1} only")
-    shape = weight.shape
+    shape, ids = weight.shape, array_namespace(weight).asarray(ids)
     return np.take(weight, ids, axis=0), (lambda g: _add_rows(shape, ids, g), None)
 
 
@@ -203,22 +219,23 @@ def cross_entropy(logits, targets, reduction="mean"):
     if targets.min() < 0 or targets.max() >= V:
         raise ValueError(f"targets from {targets.min()} to {targets.max()}, but the vocabulary has 0 to {V - 1}")
     weight = 1 / N if reduction == "mean" else 1.0
-    p, loss, ones = np.empty_like(logits), 0.0, np.ones((V, 1), logits.dtype)
-    for start in range(0, N, _CHUNK):
-        z = p[start : start + _CHUNK]
-        at = np.arange(len(z)), targets[start : start + _CHUNK]
-        np.subtract(logits[start : start + _CHUNK], logits[start : start + _CHUNK].max(1, keepdims=True), out=z)
+    xp, chunk = array_namespace(logits), _at_a_time(logits, _CHUNK, N)
+    p, loss, ones, targets = np.empty_like(logits), 0.0, xp.ones((V, 1), logits.dtype), xp.asarray(targets)
+    for start in range(0, N, chunk):
+        z = p[start : start + chunk]
+        at = xp.arange(len(z)), targets[start : start + chunk]
+        np.subtract(logits[start : start + chunk], logits[start : start + chunk].max(1, keepdims=True), out=z)
         chosen = z[at]
         np.exp(z, out=z)
         total = z @ ones
         loss = loss + (np.log(total[:, 0]) - chosen).sum(dtype=np.result_type(z, np.float64))
         z *= weight / total
         z[at] -= weight
-    return np.asarray(loss * weight, logits.dtype), (lambda g: p * g, None, None)
+    return xp.asarray(loss * weight, logits.dtype), (lambda g: p * g, None, None)
 
 
 @primitive
 def dropout(x, p: float, rng: np.random.Generator):
-    """Each entry is 0 with probability p, else x / (1 - p)."""
-    keep = (rng.random(x.shape, np.float32) >= p) * x.dtype.type(1 / (1 - p))
+    """Each entry is 0 with probability p, else x / (1 - p). Drawn by NumPy: a seed drops the same on every device."""
+    keep = array_namespace(x).asarray(rng.random(x.shape, np.float32) >= p) * x.dtype.type(1 / (1 - p))
     return x * keep, (lambda g: g * keep, None, None)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from minilora.autograd import primitive
+from minilora.backend import array_namespace
 
 
 def _spread(g, shape, axis, keepdims):
@@ -15,14 +16,14 @@ def _spread(g, shape, axis, keepdims):
 @primitive
 def sum(x, axis=None, keepdims=False):
     shape = x.shape
-    return np.asarray(x.sum(axis, keepdims=keepdims)), (lambda g: _spread(g, shape, axis, keepdims),)
+    return array_namespace(x).asarray(x.sum(axis, keepdims=keepdims)), (lambda g: _spread(g, shape, axis, keepdims),)
 
 
 @primitive
 def mean(x, axis=None, keepdims=False):
     """The mean over axis (an int, a tuple, or None for all); of no elements it is an error."""
     shape = x.shape
-    y = np.asarray(x.sum(axis, keepdims=keepdims))
+    y = array_namespace(x).asarray(x.sum(axis, keepdims=keepdims))
     if not x.size:
         raise ValueError("the mean of an empty array is undefined")
     n = x.size // y.size
@@ -39,4 +40,4 @@ def max(x, axis=None, keepdims=False):
         g = _spread(g, x.shape, axis, keepdims)
         return g * largest / largest.sum(axis, keepdims=True)
 
-    return np.asarray(y if keepdims else y.squeeze(axis)), (dx,)
+    return array_namespace(x).asarray(y if keepdims else y.squeeze(axis)), (dx,)

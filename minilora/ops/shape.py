@@ -3,6 +3,7 @@
 import numpy as np
 
 from minilora.autograd import Tensor, primitive
+from minilora.backend import array_namespace
 
 
 @primitive
@@ -14,7 +15,7 @@ def reshape(x, shape):
 @primitive
 def transpose(x, axes=None):
     """Reorder the axes (all reversed when None)."""
-    inverse = None if axes is None else np.argsort(axes)
+    inverse = None if axes is None else np.argsort(axes).tolist()
     return x.transpose(axes), (lambda g: g.transpose(inverse), None)
 
 
@@ -25,20 +26,20 @@ def broadcast_to(x, shape):
 
 @primitive
 def getitem(x, index):
-    """x[index], basic or advanced; entries taken several times add their gradients."""
-    shape, dtype = x.shape, x.dtype
+    """x[index], basic or advanced; entries taken several times add their gradients (on a GPU in no fixed order)."""
+    xp, shape, dtype = array_namespace(x), x.shape, x.dtype
     parts = index if isinstance(index, tuple) else (index,)
     once = all(isinstance(i, (int, slice, type(None), type(...))) for i in parts)  # no entry is taken twice
 
     def dx(g):
-        d = np.zeros(shape, dtype)
+        d = xp.zeros(shape, dtype)
         if once:
             d[index] = g
         else:
-            np.add.at(d, index, g)
+            xp.add.at(d, index, g)
         return d
 
-    return np.asarray(x[index]), (dx, None)
+    return xp.asarray(x[index]), (dx, None)
 
 
 def concatenate(tensors, axis: int = 0) -> Tensor:

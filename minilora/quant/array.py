@@ -10,11 +10,11 @@ and to dequantize is to multiply by it: level[code] · absmax in 4 bits, (code /
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from minilora.backend import numpy as kernels
+from minilora.backend import DeviceKernels, array_namespace, asarray, kernels_for, to_device
 from minilora.errors import QuantizationError, unknown_name
 from minilora.quant import double
 from minilora.quant.codebooks import CODES
@@ -51,7 +51,7 @@ class QuantizedArray:
     def arrays(self) -> dict[str, np.ndarray]:
         """What is stored, by name."""
         names = ("packed", "absmax", "absmax_codes", "absmax2", "offset")
-        return {name: np.asarray(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        return {name: asarray(getattr(self, name)) for name in names if getattr(self, name) is not None}
 
     @property
     def nbytes(self) -> int:
@@ -73,11 +73,21 @@ class QuantizedArray:
 
     def matmul(self, x: np.ndarray, transpose: bool = False) -> np.ndarray:
         """x Wᵀ, or x W when transpose, for W this two-dimensional array, dequantized a tile at a time; float32."""
+        kernels = kernels_for(self.packed)
         if self.code == "int8":
             return kernels.matmul_int8(x, self.packed, self.scales(), self.blocksize, self.shape, transpose)
-        return kernels.matmul_4bit(
-            x, self.packed, self.scales(), CODES[self.code], self.blocksize, self.shape, transpose
-        )
+        code = CODES[self.code], self.blocksize, self.shape, transpose
+        if isinstance(kernels, DeviceKernels):
+            x = array_namespace(x).ascontiguousarray(x)
+            if self.double_quant:  # expanded in registers
+                nested = self.absmax_codes, double.LEVELS.get(self.double_quant), self.absmax2, self.offset
+                return kernels.matmul_4bit(x, self.packed, None, *code, nested=nested)
+        return kernels.matmul_4bit(x, self.packed, self.scales(), *code)
+
+    def to(self, device: str) -> "QuantizedArray":
+        """The same on the GPU ("cuda") or in the host's memory ("cpu"). Raises BackendError."""
+        moved = {name: to_device(array, device) for name, array in self.arrays.items() if name != "offset"}
+        return replace(self, **moved)
 
     def __getitem__(self, rows: slice) -> "QuantizedArray":
         """Rows (of the first axis) where blocks begin and end, sharing memory; their values are the same bit for bit.
@@ -150,7 +160,7 @@ def quantize(
     as if it were not there; its absmax is NaN, which double quantization cannot store and refuses.
     Raises QuantizationError, UnknownNameError.
     """
-    x = np.asarray(x)
+    x = asarray(x)
     if x.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
         raise QuantizationError(
             f"only floating-point arrays of 16, 32 or 64 bits are quantized, not {x.dtype}; convert with .astype first"
@@ -164,13 +174,14 @@ def quantize(
     nested = _checked_double_quant(double_quant)
     blocksize = _checked_blocksize(code, blocksize, x)
     with np.errstate(over="ignore", invalid="ignore"):  # looked for below
-        flat = np.ascontiguousarray(x, dtype=np.float32).ravel()
+        flat = array_namespace(x).ascontiguousarray(x, dtype=np.float32).ravel()
+        kernels = kernels_for(flat)
         if code == "int8":
             packed, absmax = kernels.quantize_int8(flat, blocksize)
         else:
             packed, absmax = kernels.quantize_4bit(flat, CODES[code], blocksize)
     spoilt = np.flatnonzero(~np.isfinite(absmax))
-    if code == "int8" and absmax.max(initial=0, where=np.isfinite(absmax)) > _INT8_MAX:
+    if code == "int8" and np.where(np.isfinite(absmax), absmax, 0).max() > _INT8_MAX:
         raise QuantizationError(
             f"int8 multiplies codes by absmax, which is exact up to {_INT8_MAX:.3g} only; scale x down"
         )
@@ -187,7 +198,7 @@ def dequantize(q: QuantizedArray, out: np.ndarray | None = None) -> np.ndarray:
     if out is not None and (out.shape != q.shape or out.dtype != q.dtype):
         raise QuantizationError(f"out is {out.dtype}{out.shape}, but the array is {q.dtype}{q.shape}")
     direct = out is not None and out.flags.c_contiguous and q.dtype == np.float32
-    into = {"out": out.reshape(-1)} if direct else {}
+    into, kernels = {"out": out.reshape(-1)} if direct else {}, kernels_for(q.packed)
     if q.code == "int8":
         x = kernels.dequantize_int8(q.packed, q.scales(), q.blocksize, **into)
     else:

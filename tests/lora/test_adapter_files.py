@@ -333,6 +333,12 @@ def test_configurations_that_are_none(folder, text):
 def test_missing_files(folder, tmp_path):
     with pytest.raises(FileFormatError, match=r"adapter_config\.json"):
         PeftModel.from_pretrained(model(), tmp_path / "nowhere")
+    adapted().save_pretrained(tmp_path / "several")
+    PeftModel.from_pretrained(model(), tmp_path / "several", "other").save_pretrained(tmp_path / "apart")
+    with pytest.raises(FileFormatError, match=r"apart does not hold an adapter: it has no .*; the folders other in it"):
+        PeftModel.from_pretrained(model(), tmp_path / "apart")
+    with pytest.raises(ConfigError, match=r"already has adapters; add_adapter\(\) or load_adapter\(\) one more"):
+        PeftModel.from_pretrained(adapted(), tmp_path / "several")
     weights = folder / files.WEIGHTS
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(FileFormatError, match=r"adapter_model.bin, a pickle.*safe_serialization"):

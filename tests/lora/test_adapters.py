@@ -87,11 +87,13 @@ def test_rows_that_do_not_fit_are_refused(three):
         run(three, adapter_names=["a", "b", "a"])
     with pytest.raises(UnknownNameError, match="unknown adapter 'd'"):
         run(three, adapter_names=["a", "d"])
+    with pytest.raises(UnknownNameError, match="unknown adapter 'ab'"):
+        run(three, adapter_names="ab")
     three.set_adapter("a")
     three.merge_adapter()
     with pytest.raises(ConfigError, match="unmerge_adapter"):
         run(three, adapter_names=["a", "b"])
-    biased = adapted(bias="all")
+    biased = adapted(base=model(bias=True), bias="all")
     with pytest.raises(ConfigError, match="biases of its own"):
         run(biased, adapter_names=["default", "__base__"])
 

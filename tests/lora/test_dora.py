@@ -76,7 +76,7 @@ def test_with_dropout_the_frozen_product_is_of_the_dropped_input_too(rng):
 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_a_model_trains_its_magnitudes(rng, quantized):
-    base = quantize_model(model()) if quantized else model()
+    base = quantize_model(model(bias=True)) if quantized else model(bias=True)
     before = run(base)
     peft = adapted(base=base, use_dora=True, bias="lora_only")
     np.testing.assert_array_equal(run(peft), before)

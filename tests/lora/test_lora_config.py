@@ -37,7 +37,7 @@ SMALL = ModelConfig(20, 16, 24, 2, 4, max_position_embeddings=32)
         ({"target_modules": ["model.layers.1.self_attn.q_proj"], "layers_to_transform": [0]}, 1),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the embedding and the head")
+@pytest.mark.filterwarnings("ignore:the embedding and the head", "ignore:layers_to_transform")
 def test_targets(fields, count):
     config = LoraConfig(**fields)
     if count is None:
@@ -65,6 +65,7 @@ def test_targets_do_not_depend_on_adapters_or_quantization():
         (model, {"target_modules": ["c_attn"]}, ["as in model.layers.0.self_attn.q_proj", "Embeddings: embed_tokens"]),
         (model, {"target_modules": ["self_attn"]}, ["Attention cannot be adapted", "Linear, Conv1D, QuantizedLinear"]),
         (model, {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, ["but for exclude_modules"]),
+        (model, {"target_modules": "q_proj"}, ["for whole paths; for a name, give a list: ['q_proj']"]),
         (
             lambda: GPT2(SMALL),
             {"target_modules": ["q_proj", "v_proj"]},
@@ -83,6 +84,41 @@ def test_targets_that_match_nothing_say_what_there_is(build, fields, words):
 def test_a_name_among_others_that_matches_nothing_is_warned_of():
     with pytest.warns(UserWarning, match="no layer is called 'v_prj'. Did you mean 'v_proj'"):
         get_peft_model(model(), LoraConfig(target_modules=["q_proj", "v_prj"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"exclude_modules": ["k_prj"]}, "exclude_modules: no layer is called 'k_prj'. Did you mean 'k_proj'"),
+        ({"exclude_modules": "k_proj"}, "exclude_modules='k_proj' is no layer's whole path"),
+        ({"rank_pattern": {"q_prj": 2}}, "rank_pattern: no adapted layer's path ends in 'q_prj'. Did you mean 'q_"),
+        ({"alpha_pattern": {"k_proj": 2}}, "alpha_pattern: no adapted layer's path ends in 'k_proj'"),
+        ({"layers_to_transform": [0, 7]}, "layers_to_transform: there is no layer to adapt in block 7"),
+        ({"bias": "lora_only"}, "bias='lora_only' trains nothing more: there is no such bias"),
+    ],
+)
+def test_what_chooses_no_layer_is_warned_of(fields, message):
+    fields = {"r": 2, "target_modules": ["q_proj", "v_proj"]} | fields
+    with pytest.warns(UserWarning) as warned:
+        get_peft_model(model(), LoraConfig(**fields))
+    assert [str(w.message)[: len(message)] for w in warned] == [message]
+
+
+def test_what_chooses_layers_is_not_warned_of(recwarn):
+    patterns = {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*": 3}, "alpha_pattern": {"v_proj": 3}}
+    chosen = {"target_modules": ["q_proj", "v_proj", "up_proj"], "exclude_modules": ["k_proj"]}
+    get_peft_model(model(), LoraConfig(r=4, layers_to_transform=[0, 1], **patterns, **chosen))
+    get_peft_model(model(bias=True), LoraConfig(r=2, bias="lora_only", exclude_modules=r".*\.1\..*"))
+    assert not recwarn.list
+
+
+def test_what_is_no_model_or_no_configuration_is_refused():
+    with pytest.raises(ConfigError, match="beside a Module, such as load_model gives, not a str"):
+        get_peft_model("embedded", LoraConfig())
+    base = model()
+    with pytest.raises(ConfigError, match="is a LoraConfig, not a dict"):
+        get_peft_model(base, {"r": 8})
+    get_peft_model(base, LoraConfig())  # the model is as it was
 
 
 @pytest.mark.parametrize(
@@ -153,6 +189,8 @@ def test_a_rank_above_the_matrix_s_is_warned_of():
 def test_modules_to_save_that_match_nothing_say_what_there_is():
     with pytest.raises(ConfigError, match=r"modules_to_save=\['classifier'\].*lm_head"):
         adapted(modules_to_save=["classifier"])
+    with pytest.raises(ConfigError, match=r"matches no module with weights\. There are: down_proj, embed_tokens, gate"):
+        adapted(modules_to_save=["dropout"])  # a module, but there is nothing to train
     with pytest.raises(ConfigError, match=r"up_proj lies within model\.layers\.0\.mlp"):
         adapted(modules_to_save=["mlp", "up_proj"], target_modules=["q_proj"])
     with pytest.raises(ConfigError, match="down_proj is quantized"):

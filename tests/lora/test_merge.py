@@ -17,7 +17,8 @@ from minilora.nn import Linear, QuantizedLinear
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"bias": "lora_only"}, {"modules_to_save": ["norm"]}])
 def test_merge_then_unmerge_restores_the_base_bit_for_bit(quantized, fields, rng):
-    base = quantize_model(model()) if quantized else model()
+    base = model(bias="bias" in fields)
+    base = quantize_model(base) if quantized else base
     before, codes, plain = {n: p.data.copy() for n, p in base.named_parameters()}, base.quantized(), run(base)
     peft = adapted(rng, base, **fields)
     logits = run(peft)
@@ -199,6 +200,11 @@ def test_a_weighted_adapter_in_a_model(rng):
         (["default"], [1], "ties", {"density": 1.5}, "density"),
         (["default"], [1], "ties", {"density": 1.0, "majority_sign_method": "mean"}, "majority_sign_method"),
         (["dora"], [1], "cat", {}, "'dora' is more than A and B"),
+        (["default"], None, "cat", {}, "one finite weight"),
+        (["default"], ["1"], "cat", {}, "one finite weight"),
+        (["default"], [1], "svd", {"svd_rank": 0}, "svd_rank must be a positive integer, not 0"),
+        (["default"], [1], "svd", {"svd_rank": -1}, "svd_rank must be a positive integer, not -1"),
+        (["default"], [1], "svd", {"svd_rank": 1.5}, "svd_rank must be a positive integer, not 1.5"),
     ],
 )
 def test_combinations_that_cannot_be_made(adapters, weights, kind, options, message, rng):
@@ -208,6 +214,24 @@ def test_combinations_that_cannot_be_made(adapters, weights, kind, options, mess
     with pytest.raises((ConfigError, UnknownNameError), match=message):
         peft.add_weighted_adapter(adapters, weights, "new", kind, **options)
     assert "new" not in peft.peft_config and all("new" not in layer for layer in peft.adapters().values())
+
+
+def test_one_name_need_not_be_in_a_list(rng, tmp_path):
+    peft = adapted(rng)
+    peft.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    shake(peft.adapter_parameters("other"), rng)
+    peft.set_adapter("other")
+    expected = run(peft)
+    peft.set_adapter("default")
+    peft.save_pretrained(tmp_path, "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    peft.merge_adapter("other")
+    np.testing.assert_allclose(run(peft), expected, atol=1e-5)
+    peft.unmerge_adapter()
+    for nothing in (peft.merge_adapter, peft.merge_and_unload, lambda names: peft.save_pretrained(tmp_path, names)):
+        with pytest.raises(ConfigError, match="name at least one adapter"):
+            nothing([])
+    np.testing.assert_allclose(run(peft.merge_and_unload("other")), expected, atol=1e-5)
 
 
 def test_a_layer_alone_can_be_merged(rng):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import load_model, no_grad, quantize_model
-from minilora.errors import FileFormatError
+from minilora.errors import FileFormatError, MiniloraError
 from minilora.files import load_safetensors, save_safetensors
 from minilora.models.checkpoint import save_folder
 from minilora.models.families import FAMILIES
@@ -71,6 +71,23 @@ def test_a_file_of_the_model_without_its_head(tmp_path, name):
     reference = dict(np.load(FOLDER / name / "reference_logits.npz"))
     model, _ = load_model(rewritten(tmp_path, name, headless))
     np.testing.assert_allclose(logits(model, reference), reference["logits"], atol=1e-4)
+
+
+def test_berts_with_a_head_are_read_as_the_encoder_in_them(tmp_path):
+    """Files of BertForPreTraining: "bert." before the names, heads beside, norms' weights as TensorFlow named them."""
+
+    def pretraining(arrays):
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        for new, name in old.items():
+            arrays = {key.replace(new, name): array for key, array in arrays.items()}
+        heads = {"cls.predictions.bias": np.ones(32, np.float32), "cls.seq_relationship.weight": np.ones((2, 16), "f4")}
+        return {f"bert.{key}": array for key, array in arrays.items()} | heads
+
+    reference = dict(np.load(FOLDER / "bert" / "reference_logits.npz"))
+    model, _ = load_model(rewritten(tmp_path, "bert", pretraining))
+    np.testing.assert_allclose(logits(model, reference), reference["logits"], atol=1e-4)
+    with pytest.raises(FileFormatError, match=r"1 tensors that the model lacks, the first 'cls\.bias'"):
+        load_model(rewritten(tmp_path / "other", "bert", lambda a: a | {"cls.bias": np.ones(2, np.float32)}))
 
 
 def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path):
@@ -192,6 +209,37 @@ def test_every_model_s_way_into_a_folder_and_back(tmp_path, rng, model, kind):
     np.testing.assert_array_equal(logits(again, arrays), logits(model, arrays))
 
 
+ALL_THREE = ("dropout", "attention_dropout", "embedding_dropout")
+OF_BERT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "names", "unsaid"),
+    [
+        ("llama", {"attention_dropout": 0.3}, ("attention_dropout",), 0.0),
+        ("gpt2", {"resid_pdrop": 0.2, "attn_pdrop": 0.3, "embd_pdrop": 0.4}, ALL_THREE, 0.1),
+        ("gpt_bigcode", {"resid_pdrop": 0.2, "attn_pdrop": 0.0, "embd_pdrop": 0.4}, ALL_THREE, 0.1),
+        ("bloom", {"hidden_dropout": 0.2, "attention_dropout": 0.3}, ALL_THREE[:2], 0.0),
+        ("bert", {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}, OF_BERT, 0.1),
+        ("marian", {"dropout": 0.2, "attention_dropout": 0.3}, ALL_THREE[:2], (0.1, 0.0)),
+    ],
+)
+def test_dropouts_are_read_and_written(tmp_path, name, fields, names, unsaid):
+    model, _ = load_model(changed(tmp_path, name, fields))
+    assert [getattr(model.config, n) for n in names] == list(fields.values())
+    reference = dict(np.load(FOLDER / name / "reference_logits.npz"))
+    np.testing.assert_allclose(logits(model, reference), reference["logits"], atol=1e-4)
+    assert np.abs(logits(model.train(), reference) - reference["logits"]).max() > 1e-2
+    save_folder(model, None, tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert {key: written[key] for key in fields} == fields
+    defaults, _ = load_model(changed(tmp_path / "unsaid", name, dict.fromkeys(fields)))
+    expected = unsaid if isinstance(unsaid, tuple) else (unsaid,) * len(names)
+    assert tuple(getattr(defaults.config, n) for n in names) == expected
+    with pytest.raises(FileFormatError, match=rf"{names[0]} must be in \[0, 1\), not 1\.5"):
+        load_model(changed(tmp_path / "bad", name, {next(iter(fields)): 1.5}))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -209,6 +257,18 @@ def test_what_a_folder_cannot_hold_is_not_saved(tmp_path, model, message):
     with pytest.raises(FileFormatError, match=message):
         save_folder(model, None, tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_model_is_not_saved_where_another_would_be_read(tmp_path):
+    model = GPT2(ModelConfig(**SIZES))
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(FileFormatError, match="a model in several files, which would be read instead"):
+        save_folder(model, None, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(MiniloraError, match="file cannot be made"):
+        save_folder(model, None, tmp_path / "file")
+    save_folder(model, None, tmp_path / "new" / "folder")
+    assert load_model(tmp_path / "new" / "folder")[0].config == model.config
 
 
 def test_layers_merged_after_quantization_are_saved_the_family_s_way(tmp_path, rng):

@@ -11,7 +11,7 @@ from minilora.models import checkpoint
 from minilora.models.gguf import TENSOR_TYPES, read_gguf, write_gguf
 from minilora.nn import CausalLM, TransformerConfig
 
-NAMES = {v: k for k, v in checkpoint._GGUF_NAMES.items()}
+NAMES = {v: k for k, v in checkpoint.GGUF_NAMES.items()}
 
 
 def write_model(path, **changes):
@@ -29,7 +29,7 @@ def write_model(path, **changes):
             heads = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}.get(part)
             if heads:
                 array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-            tensors[f"blk.{layer}.{checkpoint._GGUF_NAMES[part]}.weight"] = array
+            tensors[f"blk.{layer}.{checkpoint.GGUF_NAMES[part]}.weight"] = array
     from tokenizers.pre_tokenizers import ByteLevel
 
     alphabet = sorted(ByteLevel.alphabet())

@@ -164,7 +164,10 @@ def test_multi_query_attention_is_attention_with_equal_key_and_value_heads(rng):
 def test_bloom_s_attention_by_its_definition(rng):
     """Scores q k / √hd - slope · (i - j), head by head: three heads, of which one slope lies between powers of two."""
     B, T, H, hd = 2, 5, 3, 4
-    attention, x = Attention(ModelConfig(20, H * hd, 8, 2, H), 0, rng), rng.standard_normal((B, T, H * hd), np.float32)
+    attention, x = (
+        Attention(ModelConfig(20, H * hd, 8, 2, H), 0, rng, rng),
+        rng.standard_normal((B, T, H * hd), np.float32),
+    )
     rows = attention.query_key_value(x).data.reshape(B, T, H, 3, hd).transpose(3, 0, 2, 1, 4)  # (3, B, H, T, hd)
     expected, slopes = np.zeros((B, T, H, hd), np.float32), alibi_slopes(H)
     for b, h, i in np.ndindex(B, H, T):
@@ -188,4 +191,4 @@ def test_impossible_configurations():
         Bloom(ModelConfig(**SIZES, num_key_value_heads=2))
     with pytest.raises(ConfigError, match="bias is one of False, True, attention, qkv"):
         TransformerConfig(**SIZES, bias="k")
-    assert ops.relu is GPT2(ModelConfig(**SIZES, activation="relu")).transformer.h[0].mlp.activation
+    assert ops.relu is GPT2(ModelConfig(**SIZES, activation="relu")).transformer.h[0].mlp.act.function

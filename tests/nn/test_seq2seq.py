@@ -29,7 +29,7 @@ MODEL = lively()
 
 def test_attention_to_a_memory_by_its_definition(rng):
     """Query by query and head by head: softmax(q k / √hd) over the memory's tokens that are not padding."""
-    attention = Attention(config(), rng)
+    attention = Attention(config(), rng, rng)
     x, memory = rng.standard_normal((2, 3, 16), np.float32), rng.standard_normal((2, 5, 16), np.float32)
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], bool)
     q, k, v = attention.q_proj(x).data, attention.k_proj(memory).data, attention.v_proj(memory).data

@@ -14,8 +14,8 @@ from minilora.viz.tree import Row, svg
 BIGCODE = """\
 PeftModel(
   (base_model): LoraModel(
-    (model): GPTBigCode(
-      (transformer): Transformer(
+    (model): GPTBigCodeForCausalLM(
+      (transformer): GPTBigCodeModel(
         (wte): lora.Embedding(
           (base_layer): Embedding(20, 16)
           (lora_dropout): ModuleDict(
@@ -27,10 +27,11 @@ PeftModel(
           (lora_embedding_B): ParameterDict(  (default): Parameter containing: [float32 of size 16x4])
         )
         (wpe): Embedding(32, 16)
+        (drop): Dropout(p=0.2)
         (h): ModuleList(
-          (0-1): 2 x Block(
+          (0-1): 2 x GPTBigCodeBlock(
             (ln_1): LayerNorm((16,), eps=1e-05)
-            (attn): Attention(
+            (attn): GPTBigCodeAttention(
               (c_attn): lora.Linear(
                 (base_layer): Linear(in_features=16, out_features=24, bias=True)
                 (lora_dropout): ModuleDict(
@@ -46,11 +47,15 @@ PeftModel(
                 (lora_embedding_B): ParameterDict()
               )
               (c_proj): Linear(in_features=16, out_features=16, bias=True)
+              (attn_dropout): Dropout(p=0)
+              (resid_dropout): Dropout(p=0.1)
             )
             (ln_2): LayerNorm((16,), eps=1e-05)
-            (mlp): MLP(
+            (mlp): GPTBigCodeMLP(
               (c_fc): Linear(in_features=16, out_features=24, bias=True)
               (c_proj): Linear(in_features=24, out_features=16, bias=True)
+              (act): GELUTanh()
+              (dropout): Dropout(p=0.1)
             )
           )
         )
@@ -64,7 +69,8 @@ PeftModel(
 
 @pytest.mark.filterwarnings("ignore:the embedding and the head")
 def test_the_tree_is_the_seed_s():
-    base = GPTBigCode(ModelConfig(20, 16, 24, 2, 4, num_key_value_heads=1, max_position_embeddings=32))
+    base = GPTBigCode(ModelConfig(20, 16, 24, 2, 4, num_key_value_heads=1, max_position_embeddings=32,
+                                  dropout=0.1, embedding_dropout=0.2))  # fmt: skip
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "wte"], lora_dropout=0.1)
     assert repr(get_peft_model(base, config)) == BIGCODE
 
@@ -121,5 +127,7 @@ def test_rows_are_escaped_and_long_ones_cut():
 
 def test_a_model_without_adapters_prints_its_tree_too():
     text = repr(GPTBigCode(ModelConfig(64, 32, 64, 2, 4, num_key_value_heads=1, max_position_embeddings=16)))
-    assert text.startswith("GPTBigCode(\n  (transformer): Transformer(\n    (wte): Embedding(64, 32)")
-    assert "(0-1): 2 x Block(" in text and "(c_attn): Linear(in_features=32, out_features=48, bias=True)" in text
+    assert text.startswith("GPTBigCodeForCausalLM(\n  (transformer): GPTBigCodeModel(\n    (wte): Embedding(64, 32)")
+    assert (
+        "(0-1): 2 x GPTBigCodeBlock(" in text and "(c_attn): Linear(in_features=32, out_features=48, bias=True)" in text
+    )

@@ -1,0 +1,99 @@
+"""Compile CUDA C with NVIDIA's own compiler, without a GPU and without a driver.
+
+    ptx = compile_cuda(source, arch=80)             # text: PTX, which load() reads
+    cubin = compile_cubin(source, arch=80)          # bytes: machine code, for sass.disassemble
+
+NVRTC is a library that takes CUDA C as a string (NVIDIA, "NVRTC" documentation, section "User Interface"); it comes as
+a wheel. CuPy uses it too and appends -ftz=true: subnormal float32 numbers become zero in arithmetic. The same is the
+default here, so that what is simulated is what CuPy would run.
+"""
+
+import ctypes
+import ctypes.util
+import functools
+import sysconfig
+from pathlib import Path
+
+from minilora.errors import SimulationError
+
+CUPY_OPTIONS = ("-ftz=true", "-lineinfo")
+INSTALL = "install it with: pip install 'minilora[simt]'"
+
+
+class CompileError(SimulationError):
+    """CUDA C that NVRTC refuses. The message is NVRTC's log, with file and line."""
+
+
+def compile_cuda(source: str, arch: int = 80, options: tuple[str, ...] = (), name: str = "kernel.cu") -> str:
+    """PTX of `source`, for compute capability `arch` (80 is 8.0). options: NVRTC's, after CuPy's own two.
+
+    Raises CompileError with NVRTC's log, SimulationError where NVRTC is not installed.
+    """
+    return _compile(source, f"compute_{arch}", options, name, "PTX").rstrip(b"\0").decode()
+
+
+def compile_cubin(source: str, arch: int = 80, options: tuple[str, ...] = (), name: str = "kernel.cu") -> bytes:
+    """Machine code (an ELF file) of `source` for the GPU architecture sm_<arch>. Errors as `compile_cuda`."""
+    return _compile(source, f"sm_{arch}", options, name, "CUBIN")
+
+
+def available() -> bool:
+    """Whether NVRTC can be loaded here."""
+    try:
+        return bool(_library())
+    except SimulationError:
+        return False
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    wheels = Path(sysconfig.get_path("purelib"), "nvidia")
+    found = sorted(wheels.glob("*/lib/libnvrtc.so.*")) + sorted(wheels.glob("*/bin/nvrtc64_*_0.dll"))
+    for path in [*(p for p in found if "builtins" not in p.name and "alt" not in p.name), _system()]:
+        try:
+            library = ctypes.CDLL(str(path)) if path else None
+        except OSError:
+            continue
+        if library is not None:
+            library.nvrtcGetErrorString.restype = ctypes.c_char_p
+            return library
+    raise SimulationError(f"NVRTC, NVIDIA's compiler for CUDA C, is not here; {INSTALL}")
+
+
+def _system() -> str | None:
+    return ctypes.util.find_library("nvrtc")
+
+
+def _headers() -> list[str]:
+    """Folders with cuda_fp16.h and its kin: the runtime wheel's, or a toolkit's."""
+    wheels = Path(sysconfig.get_path("purelib"), "nvidia")
+    folders = [*sorted(wheels.glob("*/include")), Path("/usr/local/cuda/include")]
+    return [f"-I{folder}" for folder in folders if (folder / "cuda_fp16.h").exists()]
+
+
+def _compile(source: str, arch: str, options: tuple[str, ...], name: str, what: str) -> bytes:
+    library = _library()
+    program = ctypes.c_void_p()
+    flags = [f"-arch={arch}", *CUPY_OPTIONS, *options, *_headers()]
+    array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
+    _check(library, library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
+    try:
+        if library.nvrtcCompileProgram(program, len(flags), array):
+            log = _text(library, program, "ProgramLog").rstrip(b"\0").decode().strip()
+            raise CompileError(f"{name} does not compile for {arch}:\n{log}")
+        return _text(library, program, what)
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _text(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    _check(library, getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(library, getattr(library, f"nvrtcGet{what}")(program, buffer))
+    return buffer.raw
+
+
+def _check(library: ctypes.CDLL, status: int):
+    if status:
+        raise SimulationError(f"NVRTC: {library.nvrtcGetErrorString(status).decode()}")
