@@ -1,5 +1,7 @@
 """Self-attention with grouped key/value heads, rotary positions and a key/value cache; attention with dropout."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from minilora import ops
@@ -28,6 +30,20 @@ class KVCache:
         return Tensor(self.keys[layer, :, :, :end]), Tensor(self.values[layer, :, :, :end])
 
 
+@dataclass
+class Context:
+    """What the layers must know of the tokens beside their hidden states (B, T, d).
+
+    positions: (T,), or (B, T) where rows differ. keys: how many positions there are to look at, S, the cached ones
+    included. mask: booleans (B, T, S), False where a query must not look at a key though it comes before; or None.
+    """
+
+    positions: np.ndarray
+    keys: int
+    mask: np.ndarray | None = None
+    cache: KVCache | None = None
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, causal=True, mask=None, bias=None) -> Tensor:
     """ops.attention, whose arguments these are, with dropout of the probabilities: (B, H, T, hd).
 
@@ -40,8 +56,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, causal=True, mask=
     scores = ops.matmul(q.reshape(group), k.transpose(0, 1, 3, 2)) * hd**-0.5  # (B, K, H/K·T, S)
     xp = array_namespace(q.data)
     seen = xp.tri(T, S, S - T, dtype=bool) if causal else xp.ones((T, S), bool)  # (T, S)
-    seen = seen if mask is None else seen & xp.asarray(mask)[:, None, None]  # (B, 1, T, S)
-    hidden = np.where(seen, 0, -np.inf) + (0 if bias is None else bias)
+    if mask is not None:
+        seen = seen & xp.asarray(mask if mask.ndim == 3 else mask[:, None])[:, None]  # (B, 1, T, S)
+    hidden = xp.where(seen, 0, -np.inf) + (0 if bias is None else bias)
     p = dropout(ops.softmax(scores.reshape(B, H, T, S) + hidden.astype(q.dtype)))  # (B, H, T, S)
     return ops.matmul(p.reshape(*group[:3], S), v).reshape(B, H, T, hd)
 
@@ -58,13 +75,13 @@ class Attention(Module):
         self.o_proj = Linear(self.heads * hd, d, bias and config.bias != "qkv", rng, residual)
         self.attention_dropout = Dropout(config.attention_dropout, noise)
 
-    def forward(self, x: Tensor, rotary, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary, context: Context) -> Tensor:
         q = ops.split_heads(self.q_proj(x), self.heads)  # (B, H, T, hd)
         k = ops.split_heads(self.k_proj(x), self.kv_heads)  # (B, K, T, hd)
         v = ops.split_heads(self.v_proj(x), self.kv_heads)  # (B, K, T, hd)
         if rotary is not None:
             q, k = ops.rope(q, *rotary), ops.rope(k, *rotary)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, K, S, hd)
-        y = ops.merge_heads(attend(q, k, v, self.attention_dropout))  # (B, T, H·hd)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)  # (B, K, S, hd)
+        y = ops.merge_heads(attend(q, k, v, self.attention_dropout, mask=context.mask))  # (B, T, H·hd)
         return self.o_proj(y)  # (B, T, d)

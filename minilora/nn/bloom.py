@@ -13,7 +13,7 @@ from minilora import ops
 from minilora.autograd import Tensor
 from minilora.backend import array_namespace
 from minilora.errors import ConfigError
-from minilora.nn.attention import KVCache, attend
+from minilora.nn.attention import Context, attend
 from minilora.nn.language_model import LanguageModel, ModelConfig, dropout_rng, output_head, show_parts_as
 from minilora.nn.layers import Activation, Dropout, Embedding, LayerNorm, Linear
 from minilora.nn.module import Module
@@ -27,12 +27,12 @@ class Attention(Module):
         self.dense = Linear(d, d, True, rng, config.init_std(d, residual=True))
         self.attention_dropout = Dropout(config.attention_dropout, noise)
 
-    def forward(self, x: Tensor, alibi: np.ndarray, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, alibi: np.ndarray, context: Context) -> Tensor:
         qkv = ops.split_heads(self.query_key_value(x), 3 * self.heads)  # (B, 3H, T, hd)
         q, k, v = qkv[:, 0::3], qkv[:, 1::3], qkv[:, 2::3]  # (B, H, T, hd) each
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, H, S, hd)
-        y = ops.merge_heads(attend(q, k, v, self.attention_dropout, bias=alibi))  # (B, T, d)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)  # (B, H, S, hd)
+        y = ops.merge_heads(attend(q, k, v, self.attention_dropout, mask=context.mask, bias=alibi))  # (B, T, d)
         return self.dense(y)  # (B, T, d)
 
 
@@ -56,8 +56,8 @@ class Block(Module):
         self.mlp = MLP(config, rng)
         self.hidden_dropout = Dropout(config.dropout, noise)
 
-    def forward(self, x: Tensor, alibi: np.ndarray, cache: KVCache | None) -> Tensor:
-        x = x + self.hidden_dropout(self.self_attention(self.input_layernorm(x), alibi, cache))  # (B, T, d)
+    def forward(self, x: Tensor, alibi: np.ndarray, context: Context) -> Tensor:
+        x = x + self.hidden_dropout(self.self_attention(self.input_layernorm(x), alibi, context))  # (B, T, d)
         return x + self.hidden_dropout(self.mlp(self.post_attention_layernorm(x)))  # (B, T, d)
 
 
@@ -69,13 +69,14 @@ class Model(Module):
         self.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
         self.slopes = alibi_slopes(config.num_attention_heads)
 
-    def forward(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
+    def forward(self, ids: np.ndarray, context: Context) -> Tensor:
         x = self.word_embeddings_layernorm(self.word_embeddings(ids))  # (B, T, d)
-        # Seen from the last query, for all of them: softmax does not change where a constant is added to its row.
-        distance = np.arange(start + ids.shape[1] - 1, -1, -1, dtype=np.float32)  # (S,)
+        # Seen from the last query, for all of them: softmax does not change where a constant is added to its row. So
+        # it is right for packed rows too, whose examples see only themselves.
+        distance = np.arange(context.keys - 1, -1, -1, dtype=np.float32)  # (S,)
         alibi = array_namespace(x.data).asarray(self.slopes[:, None, None] * -distance)  # (H, 1, S)
         for block in self.h:
-            x = block(x, alibi, cache)  # (B, T, d)
+            x = block(x, alibi, context)  # (B, T, d)
         return x  # (B, T, d)
 
 
@@ -95,8 +96,8 @@ class Bloom(LanguageModel):
         self.lm_head = output_head(config, self.transformer.word_embeddings, rng)
         show_parts_as("Bloom", self)
 
-    def decode(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
-        return self.transformer(ids, start, cache)  # (B, T, d)
+    def decode(self, ids: np.ndarray, context: Context) -> Tensor:
+        return self.transformer(ids, context)  # (B, T, d)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(self.transformer.ln_f(hidden))  # (..., V)

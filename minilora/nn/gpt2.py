@@ -16,7 +16,7 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
-from minilora.nn.attention import KVCache, attend
+from minilora.nn.attention import Context, attend
 from minilora.nn.language_model import LanguageModel, ModelConfig, dropout_rng, output_head, show_parts_as
 from minilora.nn.layers import Activation, Conv1D, Dropout, Embedding, LayerNorm, Linear
 from minilora.nn.module import Module
@@ -31,13 +31,13 @@ class Attention(Module):
         self.attn_dropout = Dropout(config.attention_dropout, noise)
         self.resid_dropout = Dropout(config.dropout, noise)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         H, K = self.heads, self.kv_heads
         qkv = ops.split_heads(self.c_attn(x), H + 2 * K)  # (B, H + 2K, T, hd)
         q, k, v = qkv[:, :H], qkv[:, H : H + K], qkv[:, H + K :]  # (B, H, T, hd); (B, K, T, hd) twice
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, K, S, hd)
-        y = ops.merge_heads(attend(q, k, v, self.attn_dropout))  # (B, T, H·hd)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)  # (B, K, S, hd)
+        y = ops.merge_heads(attend(q, k, v, self.attn_dropout, mask=context.mask))  # (B, T, H·hd)
         return self.resid_dropout(self.c_proj(y))  # (B, T, d)
 
 
@@ -61,8 +61,8 @@ class Block(Module):
         self.ln_2 = LayerNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config, linear, rng, noise)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)  # (B, T, d)
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.attn(self.ln_1(x), context)  # (B, T, d)
         return x + self.mlp(self.ln_2(x))  # (B, T, d)
 
 
@@ -74,11 +74,10 @@ class Model(Module):
         self.h = [Block(config, i, linear, rng, noise) for i in range(config.num_hidden_layers)]
         self.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
-        positions = np.arange(start, start + ids.shape[1])
-        x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, d) + (T, d)
+    def forward(self, ids: np.ndarray, context: Context) -> Tensor:
+        x = self.drop(self.wte(ids) + self.wpe(context.positions))  # (B, T, d) + (T, d)
         for block in self.h:
-            x = block(x, cache)  # (B, T, d)
+            x = block(x, context)  # (B, T, d)
         return x  # (B, T, d)
 
 
@@ -94,8 +93,8 @@ class GPT2(LanguageModel):
         self.lm_head = output_head(config, self.transformer.wte, rng)
         show_parts_as(type(self).__name__, self)
 
-    def decode(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
-        return self.transformer(ids, start, cache)  # (B, T, d)
+    def decode(self, ids: np.ndarray, context: Context) -> Tensor:
+        return self.transformer(ids, context)  # (B, T, d)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(self.transformer.ln_f(hidden))  # (..., V)

@@ -17,7 +17,7 @@ from minilora import ops
 from minilora.autograd import Tensor
 from minilora.backend import asarray
 from minilora.errors import ConfigError, DataError
-from minilora.nn.attention import KVCache
+from minilora.nn.attention import Context, KVCache
 from minilora.nn.layers import Embedding, Linear
 from minilora.nn.module import Module
 
@@ -107,16 +107,20 @@ def output_head(config: ModelConfig, embedding: Embedding, rng) -> Linear:
 class LanguageModel(Module):
     config: ModelConfig
 
-    def decode(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
-        """ids (B, T), at positions start to start + T -> hidden states (B, T, d), before the last norm."""
+    def decode(self, ids: np.ndarray, context: Context) -> Tensor:
+        """ids (B, T) -> hidden states (B, T, d), before the last norm."""
         raise NotImplementedError
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., d) -> logits (..., V): the last norm, then a product with the (tied) embedding."""
         raise NotImplementedError
 
-    def hidden(self, ids, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) integers -> (B, T, d), before the last norm, which is applied to the rows that are needed."""
+    def hidden(self, ids, cache: KVCache | None = None, segment_ids=None, attention_mask=None) -> Tensor:
+        """ids (B, T) integers -> (B, T, d), before the last norm, which is applied to the rows that are needed.
+
+        segment_ids (B, T): of packed rows (data/packing.py); a token sees its own segment only, and positions begin
+        anew in each. attention_mask (B, S), of the cached positions too: False where a row is padded on its left.
+        """
         ids = asarray(ids)
         if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
             raise DataError(f"ids must be integers (B, T), at least one; got {ids.dtype} of shape {ids.shape}")
@@ -124,37 +128,82 @@ class LanguageModel(Module):
         end = start + ids.shape[1]
         if end > room:
             raise DataError(f"a sequence of {end} tokens is longer than the model's {room}")
-        x = self.decode(ids, start, cache)  # (B, T, d)
+        context = Context(np.arange(start, end), end, None, cache)
+        if segment_ids is not None:
+            context.positions, context.mask = _in_segments(asarray(segment_ids), ids.shape)
+        elif attention_mask is not None:
+            context.positions, context.mask = _padded(np.asarray(attention_mask, bool), ids.shape, end)
+        x = self.decode(ids, context)  # (B, T, d)
         if cache is not None:
             cache.length = end
         return x
 
-    def forward(self, ids, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
-        """ids (B, T) integers -> logits (B, T, V); with last_only (B, 1, V), of the last position."""
-        hidden = self.hidden(ids, cache)  # (B, T, d)
+    def forward(
+        self, ids, cache: KVCache | None = None, last_only: bool = False, segment_ids=None, attention_mask=None
+    ) -> Tensor:
+        """ids (B, T) integers -> logits (B, T, V); with last_only (B, 1, V), of the last position. See hidden."""
+        hidden = self.hidden(ids, cache, segment_ids, attention_mask)  # (B, T, d)
         return self.head(hidden[:, -1:] if last_only else hidden)
 
-    def target_logits(self, input_ids, labels) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    def target_logits(self, input_ids, labels, segment_ids=None) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Logits (N, V) of the N positions that predict a target, the batch row (N,) of each, and the targets (N,).
 
-        labels (B, T): labels[b, t] is to be predicted from input_ids[b, :t], and is no target where -100 (or t = 0).
+        labels (B, T): labels[b, t] is to be predicted from input_ids[b, :t], and is no target where -100 (or t = 0, or
+        where a segment begins).
         """
         input_ids, labels = asarray(input_ids), asarray(labels)
-        row, position = np.nonzero(labels[:, 1:] != IGNORE)
+        wanted = labels[:, 1:] != IGNORE
+        if segment_ids is not None:
+            segment_ids = asarray(segment_ids)
+            wanted &= segment_ids[:, 1:] == segment_ids[:, :-1]
+            segment_ids = segment_ids[:, :-1]
+        row, position = np.nonzero(wanted)
         if not row.size:
             raise DataError(f"no label in this batch of shape {labels.shape} is a target: all are {IGNORE}")
-        hidden = self.hidden(input_ids[:, :-1])  # (B, T-1, d)
+        hidden = self.hidden(input_ids[:, :-1], segment_ids=segment_ids)  # (B, T-1, d)
         width = hidden.shape[1]
         hidden = hidden.reshape(-1, hidden.shape[2])  # (B·(T-1), d)
         if row.size < len(hidden):
             hidden = ops.embedding(hidden, row * width + position)  # (N, d): the head runs on target rows only
         return self.head(hidden), row, labels[row, position + 1]
 
-    def loss(self, input_ids, labels, reduction: str = "mean") -> Tensor:
+    def loss(self, input_ids, labels, reduction: str = "mean", segment_ids=None) -> Tensor:
         """Cross-entropy in nats, averaged (or summed) over the targets: a scalar."""
-        logits, _, targets = self.target_logits(input_ids, labels)
+        logits, _, targets = self.target_logits(input_ids, labels, segment_ids)
         return ops.cross_entropy(logits, targets, reduction=reduction)
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         c = self.config
         return KVCache(c.num_hidden_layers, batch, c.num_key_value_heads, max_length, c.head_dim, self.xp)
+
+    def gradient_checkpointing_enable(self):
+        """Keep only the input of each layer, and compute the layer again in backward (see autograd/checkpoint.py)."""
+        for _, module in self.named_modules():
+            for value in vars(module).values():
+                for layer in value if isinstance(value, list) else ():
+                    if isinstance(layer, Module):
+                        layer.checkpointed = True
+
+    def enable_input_require_grads(self):
+        """As in Hugging Face's library, where checkpointing loses the adapters' gradients without it. Here it is not
+        needed, and does nothing: a checkpoint is part of the graph wherever one of its parameters is trained."""
+
+
+def _in_segments(segments: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (B, T) from 0 in each run of equal numbers, and the mask (B, T, T) of who shares a segment."""
+    if segments.shape != shape or segments.dtype.kind not in "iu":
+        raise DataError(f"segment_ids must be integers {list(shape)}; got {segments.dtype}{list(segments.shape)}")
+    at = np.arange(shape[1])
+    begins = np.ones(shape, bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return at - np.maximum.accumulate(np.where(begins, at, 0), axis=1), segments[:, :, None] == segments[:, None]
+
+
+def _padded(mask: np.ndarray, shape: tuple[int, int], keys: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (B, T) counted from each row's first token, and the mask (B, T, S). Padding sees itself, as no row of a
+    softmax may be empty."""
+    if mask.shape != (shape[0], keys):
+        raise DataError(f"attention_mask must be {[shape[0], keys]}, the cached positions included; got {mask.shape}")
+    new = shape[1]
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, keys - new :]
+    return positions, mask[:, None] | np.eye(new, keys, keys - new, dtype=bool)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minilora.autograd import Tensor
+from minilora.autograd import Tensor, checkpoint
 from minilora.backend import array_namespace, like, placed, to_device, to_numpy
 from minilora.errors import FileFormatError
 
@@ -34,9 +34,12 @@ class Parameter(Tensor):
 
 class Module:
     training = False
+    checkpointed = False  # whether backward computes this module again, instead of keeping what it needs
     shown_as: str | None = None  # the class in the printed tree, where it is not its name
 
     def __call__(self, *args, **kwargs):
+        if self.checkpointed and self.training:
+            return checkpoint(self.forward, *args, parameters=self.parameters(), generators=self.generators())
         return self.forward(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -73,6 +76,11 @@ class Module:
                 if isinstance(value, Parameter) and id(value) not in seen:
                     seen.add(id(value))
                     yield f"{path}.{name}" if path else name, value
+
+    def generators(self) -> list[np.random.Generator]:
+        """Those that its modules draw from (dropout's), each once."""
+        found = [v for _, module in self.named_modules() for v in vars(module).values()]
+        return list({id(v): v for v in found if isinstance(v, np.random.Generator)}.values())
 
     def parameters(self) -> list[Parameter]:
         return [p for _, p in self.named_parameters()]

@@ -17,7 +17,7 @@ from minilora import ops
 from minilora.autograd import Tensor
 from minilora.backend import array_namespace
 from minilora.errors import ConfigError
-from minilora.nn.attention import Attention, KVCache
+from minilora.nn.attention import Attention, Context
 from minilora.nn.language_model import LanguageModel, ModelConfig, dropout_rng, output_head
 from minilora.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from minilora.nn.module import Module
@@ -75,8 +75,8 @@ class Layer(Module):
         self.mlp = MLP(config, rng)
         self.dropout = Dropout(config.dropout, noise)
 
-    def forward(self, x: Tensor, rotary, cache: KVCache | None) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, cache))  # (B, T, d)
+    def forward(self, x: Tensor, rotary, context: Context) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, context))  # (B, T, d)
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))  # (B, T, d)
 
 
@@ -91,17 +91,18 @@ class Decoder(Module):
         self.layers = [Layer(config, i, rng, noise) for i in range(config.num_hidden_layers)]
         self.norm = NORMS[config.norm](config.hidden_size, config.norm_eps)
 
-    def forward(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
-        c, end = self.config, start + ids.shape[1]
+    def forward(self, ids: np.ndarray, context: Context) -> Tensor:
+        c, at = self.config, context.positions
         x = self.embed_tokens(ids)  # (B, T, d)
         rotary = None
         if c.positions == "learned":
-            x = x + self.embed_positions(np.arange(start, end))  # (B, T, d) + (T, d)
+            x = x + self.embed_positions(at)  # (B, T, d) + (T, d)
         else:
-            table = rotary_table(1 << (end - 1).bit_length(), c.head_dim, c.rope_theta, c.rope_scaling)
-            rotary = tuple(array_namespace(x.data).asarray(t[start:end]) for t in table)  # cos, sin: (T, hd/2)
+            tables = rotary_table(1 << int(at.max()).bit_length(), c.head_dim, c.rope_theta, c.rope_scaling)
+            angles = (t[at] if at.ndim == 1 else t[at][:, None] for t in tables)  # (T, hd/2), or (B, 1, T, hd/2)
+            rotary = tuple(map(array_namespace(x.data).asarray, angles))  # cos, sin
         for layer in self.layers:
-            x = layer(x, rotary, cache)  # (B, T, d)
+            x = layer(x, rotary, context)  # (B, T, d)
         return x  # (B, T, d)
 
 
@@ -113,8 +114,8 @@ class CausalLM(LanguageModel):
         self.model = Decoder(config, rng, dropout_rng(seed))
         self.lm_head = output_head(config, self.model.embed_tokens, rng)
 
-    def decode(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
-        return self.model(ids, start, cache)  # (B, T, d)
+    def decode(self, ids: np.ndarray, context: Context) -> Tensor:
+        return self.model(ids, context)  # (B, T, d)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(self.model.norm(hidden))  # (..., V)

@@ -114,8 +114,8 @@ def attention(q, k, v, *, causal=True, mask=None, bias=None):
 
     q (B, H, T, hd), k and v (B, K, S, hd); (B, H, T, hd). causal: the queries are the last T of S >= T positions, and
     each sees the keys up to its own position; otherwise it sees all S. mask: booleans (B, S), False where a key is
-    padding, which no query sees; every query must be left with a key to see. bias: constants added to the scores, of a
-    shape that broadcasts to (H, T, S).
+    padding, which no query sees, or (B, T, S), False where query t does not see key s; every query must be left with a
+    key to see. bias: constants added to the scores, of a shape that broadcasts to (H, T, S).
     """
     B, H, T, hd = q.shape
     K, S = k.shape[1:3]
@@ -125,12 +125,20 @@ def attention(q, k, v, *, causal=True, mask=None, bias=None):
         raise ValueError(f"{T} queries but only {S} keys")
     xp = array_namespace(q)
     if mask is not None:
-        if mask.shape != (B, S) or mask.dtype != bool:
-            raise ValueError(f"the mask is {mask.dtype}{list(mask.shape)}, where bool{[B, S]} is needed")
-        seen = mask[:, : S - T + 1] if causal else mask  # by the first query, which sees the fewest keys
-        if not seen.any(1).all():
-            raise ValueError(f"the mask of sequence {seen.any(1).argmin()} leaves a query without a key to see")
-        padding = np.where(xp.asarray(mask), 0, -np.inf).astype(q.real.dtype)[:, None, None]  # (B, 1, 1, S)
+        if mask.shape not in ((B, S), (B, T, S)) or mask.dtype != bool:
+            needed = f"bool{[B, S]} or bool{[B, T, S]}"
+            raise ValueError(f"the mask is {mask.dtype}{list(mask.shape)}, where {needed} is needed")
+        mask = mask if mask.ndim == 3 else mask[:, None]  # (B, T or 1, S)
+        if not causal:
+            seen = mask
+        elif mask.shape[1] == T:
+            seen = mask & np.tri(T, S, S - T, dtype=bool)
+        else:
+            seen = mask[:, :, : S - T + 1]  # by the first query, which sees the fewest keys
+        if not seen.any(-1).all():
+            b = seen.any(-1).all(-1).argmin()
+            raise ValueError(f"the mask of sequence {b} leaves a query without a key to see")
+        padding = np.where(xp.asarray(mask), 0, -np.inf).astype(q.real.dtype)[:, None]  # (B, 1, T or 1, S)
     G, scale = H // K, hd**-0.5
     group = (B, K, G * T, hd)  # a group's queries stacked, so that each product is one matrix product per KV head
     p = xp.empty((B, K, G * T, S), np.result_type(q, k))  # in C order, as what is below works on views of it

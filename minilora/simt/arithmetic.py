@@ -30,16 +30,20 @@ from minilora.simt.signature import TYPES, Operation
 
 def _least(a, b):
     """The smaller, -0 being smaller than +0; of a number and a NaN the number."""
-    return _ordered_zeros(np.fmin(a, b), a, b, lambda x, y: -((-x) + (-y)))
+    return _settled(np.fmin(a, b), a, b, lambda x, y: -((-x) + (-y)))
 
 
 def _greatest(a, b):
-    return _ordered_zeros(np.fmax(a, b), a, b, np.add)
+    return _settled(np.fmax(a, b), a, b, np.add)
 
 
-def _ordered_zeros(result, a, b, of_zeros):
-    zero = result == 0
-    return np.where(zero & (a == b), of_zeros(a, b), result) if zero.any() else result
+def _settled(result, a, b, of_zeros):
+    """What C leaves open in fmin and fmax: two zeros, and a signalling NaN."""
+    if (zero := result == 0).any():
+        result = np.where(zero & (a == b), of_zeros(a, b), result)
+    if np.isnan(result).any():
+        result = np.where(np.isnan(a), b, np.where(np.isnan(b), a, result))
+    return result
 
 
 def _with_nan(function):
@@ -51,7 +55,7 @@ def _of_magnitudes(function):
 
     def compute(a, b):
         x = function(np.abs(a), np.abs(b))
-        return np.where(np.isnan(x), x, np.copysign(x, np.where(np.signbit(a) ^ np.signbit(b), -1, 1)))
+        return np.where(np.signbit(a) ^ np.signbit(b), -x, x)
 
     return compute
 
@@ -165,7 +169,7 @@ def _function(base: str, type: str, rounding: str) -> Callable | None:
         return lambda *x: bfloat16_bits(function(*map(bfloat16_values, x)))
     if type == "f16":
         return lambda *x: canonical(function(*(v.astype(np.float32) for v in x)).astype(np.float16))
-    return function if base in ("neg", "abs", "copysign") else lambda *x: canonical(function(*x))
+    return lambda *x: canonical(function(*x))
 
 
 def _in_float64(function: Callable, type: str, rounding: str = "rn") -> Callable:

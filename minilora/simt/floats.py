@@ -66,8 +66,9 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """float64 a b + c, rounded once to nearest even, by exact fractions: slow, but doubles are rare in kernels."""
-    result = a * b + c
-    for i in np.flatnonzero(np.isfinite(a) & np.isfinite(b) & np.isfinite(c)):
+    factors = np.isfinite(a) & np.isfinite(b)
+    result = np.where(factors & np.isinf(c), c, a * b + c)  # even where a b alone is too large
+    for i in np.flatnonzero(factors & np.isfinite(c)):
         exact = Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))
         if exact:
             result[i] = _to_double(exact)

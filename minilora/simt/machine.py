@@ -2,11 +2,10 @@
 
     launch(program, "scale", grid=(4,), block=(128,), args=(Buffer(x, read_only=True), Buffer(y), np.int32(n)))
 
-Each thread ("lane") has a program counter. One step executes one instruction for all lanes that are at it. The lanes
-with the lowest counter go first, so that those ahead wait for those behind and go on together where branches meet:
-compilers lay code out in that order (Diamos and others, "SIMD Re-Convergence at Thread Frontiers", MICRO 2011).
-bar.sync holds lanes until their whole block is there (barrier.py), a warp instruction until the lanes of its mask are
-(warp.py). The blocks of a wave run side by side; waves follow each other.
+Each thread ("lane") has a program counter. One step executes one instruction for all lanes that are at it. Lanes that
+are ahead wait for those behind, so that they go on together where branches meet (order.py). bar.sync holds lanes until
+their whole block is there (barrier.py), a warp instruction until the lanes of its mask are (warp.py). The blocks of a
+wave run side by side; waves follow each other.
 
 What a kernel does wrong raises SimulationError: check.py, races.py, barrier.py, warp.py, async_copy.py find it. The
 machine counts instructions and knows no time.
@@ -79,6 +78,9 @@ class Machine:
         self.barriers = {}  # index of a barrier -> what happens when a block is there
         self.end = len(self.kernel.instructions)
         self.code = [self._decode(i, instruction) for i, instruction in enumerate(self.kernel.instructions)]
+        rank = np.array([*self.kernel.ranks, self.end], np.int64)
+        self.place_of = rank * (self.end + 1) + np.arange(self.end + 1)  # instructions in the order of their blocks
+        self.places = self.place_of.tolist()
         self.pc = np.full(self.threads.lanes, self.end, np.int32)
         self.waiting = np.full(self.threads.lanes, RUNNING, np.int8)
         self.group: Lanes | None = None
@@ -104,25 +106,22 @@ class Machine:
         with np.errstate(all="ignore"):
             moved = active.count and execute(active) is False  # control flow places all lanes itself
         if not moved:
-            self.at += 1
-            if self.at in (self.merge, self.end):
-                self.place(lanes, self.at)
+            self.go_to(self.at + 1)
         return True
 
     def _schedule(self) -> bool:
-        """Choose the lanes that go on: those at the lowest instruction. False at the end of the launch."""
+        """Choose the lanes that go on: those that are farthest behind. False at the end of the launch."""
         while not (runs := (self.pc < self.end) & (self.waiting == RUNNING)).any():
             if (self.pc < self.end).any():
                 warp.fail_if_waiting(self)
                 barrier.release(self)
             elif not self._start_wave():
                 return False
-        self.at = int(self.pc[runs].min())
+        self.at = int(self.place_of[self.pc[runs]].min() % (self.end + 1))
         ready = (self.pc < self.end) & (self.waiting != AT_BARRIER)  # with those that wait for others of their warp
         here = ready & (self.pc == self.at)
-        others = self.pc[ready & ~here]
-        self.alone = len(others) == 0
-        self.merge = int(others[others > self.at].min(initial=self.end))  # where the group meets others
+        others = self.place_of[self.pc[ready & ~here]]
+        self.next_place = int(others.min(initial=self.places[-1]))  # of the others
         self.waiting[here] = RUNNING
         self.group = Lanes(np.flatnonzero(here))
         return True
@@ -145,6 +144,12 @@ class Machine:
             if region.shadow is not None:
                 region.shadow.clear()
         return True
+
+    def go_to(self, pc: int):
+        """The group is at `pc`; where others are, or are behind, who goes on is to be chosen anew."""
+        if self.places[pc] >= self.next_place:
+            self.place(self.group, pc)
+        self.at = pc
 
     def place(self, lanes: Lanes, pc: int):
         """These lanes are at `pc`; who goes on is to be chosen anew."""
@@ -169,12 +174,11 @@ class Machine:
             raise SimulationError(f"{self.kernel.name}{where}: {instruction}: {error}") from None
 
     def branch(self, taken: Lanes, target: int):
-        if taken.count < self.group.count:
+        if taken.count == self.group.count:
+            self.go_to(target)
+        else:
             self.pc[self.group.index] = self.at + 1
-        elif target < self.end and (self.alone or self.at < target < self.merge):
-            self.at = target  # no other lane to meet on the way
-            return False
-        self.place(taken, target)
+            self.place(taken, target)
         return False
 
     def leave(self, leaving: Lanes):

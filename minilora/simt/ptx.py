@@ -12,10 +12,12 @@ not known is refused by name when the text is loaded, an instruction when a kern
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from minilora.errors import SimulationError, unknown_name
+from minilora.simt.order import ranks
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ class Kernel:
     variables: list[Variable] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def ranks(self) -> list[int]:
+        """Of each instruction, where its block of code stands in the order of execution (order.py)."""
+        jumps = []
+        for i in self.instructions:
+            target = self.labels.get(i.operands[0]) if i.name == "bra" else None
+            jumps.append((target, i.predicate is not None or i.name not in ("bra", "ret", "exit")))
+        return ranks(jumps)
 
     @property
     def shared(self) -> int:

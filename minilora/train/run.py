@@ -74,7 +74,6 @@ def run(
 
 
 def _run(config: RunConfig, progress, say, overwrite: bool, workers: Processes) -> RunResult:
-    _refuse_unfinished(config)
     resume = config.resume_from_checkpoint
     if workers.first:
         prepare_output_dir(config.output_dir, overwrite or bool(resume))  # before minutes are spent
@@ -120,15 +119,6 @@ def _saver(model: Module, tokenizer, config: RunConfig) -> Callable | None:
     if config.adapter == "relora":
         return lambda folder: save_folder(copy.deepcopy(model).merge_and_unload(), tokenizer, folder)
     return None if isinstance(model, PeftModel) else lambda folder: save_folder(model, tokenizer, folder)
-
-
-def _refuse_unfinished(config: RunConfig):
-    """Keys that are read and not yet acted on."""
-    unset = RunConfig.model_fields
-    keys = ("sample_packing", "gradient_checkpointing")
-    asked = [k for k in keys if getattr(config, k) not in (unset[k].default, "auto")]
-    if asked:
-        raise ConfigError(f"{', '.join(asked)}: not available in this version; leave it out")
 
 
 def load_base(config: RunConfig) -> tuple[Module, object]:

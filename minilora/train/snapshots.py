@@ -45,14 +45,6 @@ class RunState:
     generators: list[dict] = field(default_factory=list)
 
 
-def generators(model: Module) -> list[np.random.Generator]:
-    """Those that the model's modules draw from (dropout's), each once."""
-    found = {}
-    for _, module in model.named_modules():
-        found |= {id(v): v for v in vars(module).values() if isinstance(v, np.random.Generator)}
-    return list(found.values())
-
-
 def write(
     folder: Path, state: RunState, model: Module, optimizer, save: Callable[[Path], None], everything: bool = False
 ) -> Path:  # fmt: skip
@@ -68,7 +60,7 @@ def write(
         save(aside)
         save_safetensors(aside / "training.safetensors", _weights(model, everything))
         optimizer.save(aside)
-        state.generators = [rng.bit_generator.state for rng in generators(model)]
+        state.generators = [rng.bit_generator.state for rng in model.generators()]
         atomic_write(aside / "state.json", json.dumps(asdict(state)) + "\n")
         shutil.rmtree(place, ignore_errors=True)
         os.rename(aside, place)
@@ -95,7 +87,7 @@ def read(path: Path, model: Module, optimizer, everything: bool = False) -> RunS
         own[name].data = like(array, own[name].data)
         own[name].mark_changed()
     optimizer.load(path)
-    for rng, saved in zip(generators(model), state.generators, strict=True):
+    for rng, saved in zip(model.generators(), state.generators, strict=True):
         rng.bit_generator.state = saved
     return state
 

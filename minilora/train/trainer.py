@@ -105,7 +105,7 @@ class Trainer:
             prepare_output_dir(folder, self.args.overwrite_output_dir or bool(resume_from_checkpoint))
         self.state.data = self._name_of_data()
         resumed = self._resume(folder, resume_from_checkpoint)
-        self.processes.separate(snapshots.generators(self.model))
+        self.processes.separate(self.model.generators())
         log = RunLog(folder, self.args.report_to == "tensorboard", resumed) if self.processes.first else None
         if self.processes.first:
             atomic_write(folder / "trainer_args.json", json.dumps(asdict(self.args), indent=2) + "\n")

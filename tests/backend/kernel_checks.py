@@ -27,7 +27,9 @@ def same(a: np.ndarray, b: np.ndarray):
     differ = a.view(f"u{a.itemsize}") != b.view(f"u{a.itemsize}")
     if a.dtype.kind not in "iu":
         differ &= ~(np.isnan(a) & np.isnan(b))
-    assert not differ.any(), f"{differ.sum()} of {a.size} differ, first {np.argwhere(differ)[0]}: {a[differ][0]} {b[differ][0]}"
+    assert not differ.any(), (
+        f"{differ.sum()} of {a.size} differ, first {np.argwhere(differ)[0]}: {a[differ][0]} {b[differ][0]}"
+    )
 
 
 def random_weights(n: int, blocksize: int, levels: np.ndarray, seed: int, kind: str = "mixed") -> np.ndarray:
@@ -43,6 +45,7 @@ def random_weights(n: int, blocksize: int, levels: np.ndarray, seed: int, kind: 
     if kind == "ties":
         return x
     exponent = rng.choice([0, 0, 5, 120, -60, -126, -149], -(-n // blocksize)).repeat(blocksize)[:n]
+    x *= rng.choice(f32([1, 1, 0.77]), -(-n // blocksize)).repeat(blocksize)[:n]
     x = np.ldexp(x.astype(float), exponent).clip(-3e38, 3e38).astype(f32)
     x[(rng.random(-(-n // blocksize)) < 0.1).repeat(blocksize)[:n]] = 0
     return x
@@ -174,17 +177,18 @@ def _check_product(y, x, w, lora):
 # Rows
 
 
-def softmax(device, version, rows_, n, seed=0):
-    x = np.random.default_rng(seed).normal(0, 10, (rows_, n)).astype(f32)
+def softmax(device, version, R, n, seed=0):
+    x = np.random.default_rng(seed).normal(0, 10, (R, n)).astype(f32)
     y = rows.softmax(device, x, version)
     e = np.exp(x.astype(float) - x.max(-1, keepdims=True))
     np.testing.assert_allclose(y, e / e.sum(-1, keepdims=True), rtol=(8 * n + 300) * 2.0**-24, atol=2.0**-125)
     return (y,)
 
 
-def rms_norm(device, version, rows_, n, seed=0):
+def rms_norm(device, version, R, n, seed=0):
     rng = np.random.default_rng(seed)
-    x, weight = rng.normal(0, 10, (rows_, n)).astype(f32), rng.standard_normal(n).astype(f32)
+    x = (rng.standard_normal((R, n)) * 2.0 ** rng.integers(-12, 5, (R, 1))).astype(f32)
+    weight = rng.standard_normal(n).astype(f32)
     y = rows.rms_norm(device, x, weight, 1e-5, version)
     exact = weight * x.astype(float) / np.sqrt((x.astype(float) ** 2).mean(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(y, exact, rtol=(n / 2 + 8) * 2.0**-24, atol=2.0**-125)

@@ -73,7 +73,9 @@ def has_gpu() -> bool:
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, so nothing is missing")
 def test_without_a_gpu_the_error_says_what_is_missing():
-    what = "reaches no GPU|shows no NVIDIA GPU" if importlib.util.find_spec("cupy") else r"pip install 'minilora\[gpu\]'"
+    what = (
+        "reaches no GPU|shows no NVIDIA GPU" if importlib.util.find_spec("cupy") else r"pip install 'minilora\[gpu\]'"
+    )
     model = nn.CausalLM(nn.TransformerConfig(8, 8, 8, 1, 1))
     for ask in (
         lambda: ml.use_backend("cupy"),

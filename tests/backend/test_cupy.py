@@ -246,7 +246,9 @@ def test_a_trainer_s_run_is_the_host_s(tmp_path):
 
 
 def test_two_places_are_an_error_that_says_so():
-    with pytest.raises(BackendError, match=r"add\(float32\[2\], float32\[2\]\): the arrays are numpy and strict_array's"):
+    with pytest.raises(
+        BackendError, match=r"add\(float32\[2\], float32\[2\]\): the arrays are numpy and strict_array's"
+    ):
         Tensor(np.ones(2, np.float32)) + Tensor(xp.ones(2, np.float32))
 
 

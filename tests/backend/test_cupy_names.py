@@ -131,4 +131,4 @@ def test_what_cupy_lacks_is_used_on_the_host_only():
 )
 def test_the_check_sees(line, what):
     found = [w for w in (lacks(*use) for use in uses(line)) if w]
-    assert (found[0].startswith(what) if what else not found), found
+    assert found[0].startswith(what) if what else not found, found

@@ -8,6 +8,7 @@ from minilora.autograd import gradcheck
 from minilora.errors import ConfigError, DataError
 from minilora.models.generate import generate_tokens
 from minilora.nn import GPT2, Bloom, CausalLM, GPTBigCode, Linear, ModelConfig, QuantizedLinear, TransformerConfig
+from minilora.nn.attention import Context
 from minilora.nn.bloom import Attention
 from minilora.nn.positions import alibi_slopes
 
@@ -176,7 +177,7 @@ def test_bloom_s_attention_by_its_definition(rng):
         expected[b, i, h] = p @ v[: i + 1] / p.sum()
     alibi = slopes[:, None, None] * (np.arange(T, dtype=np.float32) - T + 1)
     expected = attention.dense(expected.reshape(B, T, H * hd)).data
-    np.testing.assert_allclose(attention(x, alibi, None).data, expected, atol=1e-5)
+    np.testing.assert_allclose(attention(x, alibi, Context(np.arange(T), T)).data, expected, atol=1e-5)
 
 
 def test_a_long_text_ends_where_the_positions_do(kind):

@@ -115,6 +115,9 @@ def attention_case(d):
     if d.data.draw(st.booleans()):
         mask = d.rng.random((B, S)) < 0.5
         mask[:, d.rng.integers(0, S - T + 1 if causal else S)] = True  # a key that the first query sees
+        if d.data.draw(st.booleans()):  # one for each query
+            mask = mask[:, None] & (d.rng.random((B, T, S)) < 0.7) | np.eye(T, S, S - T if causal else 0, dtype=bool)
+            mask[..., 0] |= ~mask.any(-1)
     bias = d.data.draw(st.sampled_from([None, (K * G, 1, S), (K * G, T, S)]))
     bias = None if bias is None else d.array(*bias)
     arrays = [d.array(B, K * G, T, hd), d.array(B, K, S, hd), d.array(B, K, S, hd)]
@@ -325,7 +328,7 @@ def test_bad_arguments_are_errors():
     with pytest.raises(ShapeError, match="5 queries but only 3 keys"):
         ops.attention(k, q, q)
     for mask in (np.ones((2, 3), bool), np.ones((2, 5))):
-        with pytest.raises(ShapeError, match=r"where bool\[2, 5\] is needed"):
+        with pytest.raises(ShapeError, match=r"where bool\[2, 5\] or bool\[2, 3, 5\] is needed"):
             ops.attention(q, k, k, mask=mask)
     mask = np.array([[True] * 5, [False] * 3 + [True] * 2])
     ops.attention(q, k, k, causal=False, mask=mask)

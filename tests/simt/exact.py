@@ -1,11 +1,16 @@
 """What instructions should give, in integers and fractions: from the PTX ISA, sharing nothing with minilora.simt."""
 
 import math
-import struct
 from fractions import Fraction
+from random import Random
 
 # digits, least and greatest exponent, bits of the type
-FORMATS = {"f64": (53, -1022, 1023, 64), "f32": (24, -126, 127, 32), "f16": (11, -14, 15, 16), "bf16": (8, -126, 127, 16)}
+FORMATS = {
+    "f64": (53, -1022, 1023, 64),
+    "f32": (24, -126, 127, 32),
+    "f16": (11, -14, 15, 16),
+    "bf16": (8, -126, 127, 16),
+}
 NAN = {"f64": 0x7FF8 << 48, "f32": 0x7FFFFFFF, "f16": 0x7FFF, "bf16": 0x7FFF}
 
 
@@ -26,7 +31,7 @@ def value(bits: int, type: str) -> Fraction | float:
 
 def encode(x: Fraction | float, type: str, rounding: str = "rn") -> int:
     """The bits of x, rounded once: to nearest even, towards zero, down or up."""
-    digits, least, greatest, width = FORMATS[type]
+    digits, least, _, width = FORMATS[type]
     top = ((1 << width - digits) - 1) << digits - 1  # infinity
     if isinstance(x, float):
         if math.isnan(x):
@@ -66,10 +71,35 @@ def number(bits: int, type: str) -> float:
     return float(value(bits, type))
 
 
+def table(seed: int, type: str, count: int, length: int = 60) -> list[tuple[int, ...]]:
+    """Rows of `count` bit patterns. A third are any, a third where things go wrong, a third have few digits."""
+    random = Random(seed)
+    digits, _, greatest, width = FORMATS[type]
+    one, sign, infinity = greatest << digits - 1, 1 << width - 1, (2 * greatest + 1) << digits - 1
+    special = [0, 1, 2, 3, (1 << digits - 1) - 1, 1 << digits - 1, (1 << digits - 1) + 1, one - 1, one, one + 1]
+    special += [one + (3 << digits - 3), infinity - 1, infinity, infinity + 1, infinity | 1 << digits - 2]
+    near = min(digits + 2, greatest - 1)
+
+    def bits():
+        kind = random.randrange(3)
+        if kind == 0:
+            return random.getrandbits(width)
+        if kind == 1:
+            return random.choice(special) | random.getrandbits(1) * sign
+        exponent = greatest + random.randint(-near, near)
+        return random.getrandbits(1) * sign | exponent << digits - 1 | random.randrange(8) << digits - 4
+
+    return [tuple(bits() for _ in range(count)) for _ in range(length)]
+
+
+def finite(x) -> bool:
+    return isinstance(x, Fraction) or math.isfinite(x)
+
+
 def add(a, b, rounding="rn"):
     """Of values; exact, with IEEE 754's signs of zeros and its rules for infinities."""
-    if not (math.isfinite(a) and math.isfinite(b)):
-        return float(a) + float(b)
+    if not (finite(a) and finite(b)):
+        return next(x for x in (a, b) if not finite(x)) if finite(a) or finite(b) else a + b
     total = Fraction(a) + Fraction(b)
     if total:
         return total
@@ -78,7 +108,7 @@ def add(a, b, rounding="rn"):
 
 
 def multiply(a, b):
-    if not (math.isfinite(a) and math.isfinite(b)):
+    if not (finite(a) and finite(b)):
         return float(a) * float(b)
     product = Fraction(a) * Fraction(b)
     negative = (math.copysign(1, float(a)) < 0) != (math.copysign(1, float(b)) < 0)
@@ -129,7 +159,3 @@ def wrap(x: int, type: str) -> int:
     width = int(type[1:])
     bits = x & (1 << width) - 1
     return signed(bits, width) if type[0] == "s" else bits
-
-
-def float32(bits: int) -> float:
-    return struct.unpack("f", struct.pack("I", bits))[0]

@@ -39,6 +39,12 @@ __global__ void nested(const int* x, int* out) {
   }
   out[i] = y;
 }
+__global__ void parting(const int* x, int* out) {   // no loop
+  int v = x[threadIdx.x];
+  if (v & 1) { if (v & 2) atomicAdd(out, v); else atomicAdd(out + 1, v); atomicAdd(out + 2, 1); }
+  else if (v & 4) { atomicSub(out + 3, v); if (v & 2) { atomicAdd(out + 4, v); return; } }
+  atomicAdd(out + 5, v);
+}
 __global__ void reverse(const float* x, float* out) {   // within a block, through shared memory
   extern __shared__ float tile[];
   int first = blockIdx.x * blockDim.x;
@@ -127,6 +133,20 @@ def test_branches_in_branches(cuda, arch, rng):
     out = np.zeros_like(x)
     simt.launch(cuda(SOURCE, arch), "nested", 3, 64, [simt.Buffer(x), simt.Buffer(out)])
     assert out.tolist() == [nested(int(v)) for v in x]
+
+
+@pytest.mark.parametrize("arch", [75, 80, 90, 120])
+@given(st.lists(st.integers(0, 7), min_size=48, max_size=48))
+def test_lanes_go_on_together_where_branches_meet(cuda, arch, values):
+    """Without a loop no instruction is executed twice: those ahead have waited for those behind."""
+    x, out, counters = np.array(values, np.int32), np.zeros(6, np.int32), Recorder()
+    args = [simt.Buffer(x), simt.Buffer(out)]
+    simt.launch(cuda(SOURCE, arch), "parting", 1, 48, args, counters=counters)
+    indices = [index for index, lanes, _ in counters.issued]
+    assert len(indices) == len(set(indices))
+    odd, four = (x & 1) > 0, ((x & 1) == 0) & ((x & 4) > 0)
+    sums = [x[odd & (x & 2 > 0)].sum(), x[odd & (x & 2 == 0)].sum(), odd.sum(), -x[four].sum()]
+    assert out.tolist() == [*sums, x[four & (x & 2 > 0)].sum(), x[~(four & (x & 2 > 0))].sum()]
 
 
 @given(st.integers(1, 200), st.integers(1, 6), st.sampled_from([1, 256, 8192]))

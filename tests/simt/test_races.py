@@ -191,7 +191,9 @@ def dense_program(rng) -> list:
             kind = rng.choice(["write", "atomic", "read"], p=[writes, atomics, 1 - writes - atomics])
             space = rng.choice(["shared", "global"], p=[0.85, 0.15])
             who = [(int(rng.integers(blocks)), int(rng.choice(threads))) for _ in range(rng.integers(1, 6))]
-            program.append((kind, space, int(rng.choice([1, 2, 4, 8, 16])), {w: int(rng.integers(nbytes)) for w in who}))
+            program.append(
+                (kind, space, int(rng.choice([1, 2, 4, 8, 16])), {w: int(rng.integers(nbytes)) for w in who})
+            )
     return program
 
 

@@ -4,20 +4,19 @@ First the second executor itself, then every launcher function and version on bo
 where the order of the arithmetic is written out. What needs g++ or NVRTC is skipped where they are missing.
 """
 
-import re
-
 import ml_dtypes
 import numpy as np
 import pytest
 from backend import kernel_checks as checks
 from backend.kernel_checks import same
+from backend.planted_bugs import BUGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simt.host import device as host
 from simt.host.device import HostDevice
 
 from minilora import simt as machine
-from minilora.backend.cuda.launch import FOLDER, In, Launch, Out, source
+from minilora.backend.cuda.launch import FOLDER, In, Launch, Out
 from minilora.backend.simt import SimulatedDevice
 from minilora.errors import LaunchError, SimulationError
 
@@ -70,7 +69,9 @@ def test_16_bits_become_floats_and_floats_the_nearest_16_bits(type, header, dtyp
         wide = every.astype(f32)
         halfway = ((wide[1:].astype(float) + wide[:-1]) / 2).astype(f32)
         random = np.random.default_rng(0).integers(0, 1 << 32, 1 << 16, np.uint32).view(f32)
-        x = np.concatenate([wide[:-1], halfway, np.nextafter(halfway, f32(0)), np.nextafter(halfway, f32(4e38)), random])
+        x = np.concatenate(
+            [wide[:-1], halfway, np.nextafter(halfway, f32(0)), np.nextafter(halfway, f32(4e38)), random]
+        )
         expected = x.astype(dtype)
     a = np.resize(every, x.size)
     y, b = np.empty(x.size, dtype), np.empty(x.size, f32)
@@ -91,10 +92,15 @@ extern "C" __global__ void k(const unsigned* x, unsigned* y) {
 
 def test_integer_functions():
     """Against the simulated GPU, and the first against Python."""
-    x = np.random.default_rng(0).integers(0, 1 << 32, (64, 3), np.uint32) >> np.arange(64, dtype=np.uint32)[:, None] % 32
+    x = (
+        np.random.default_rng(0).integers(0, 1 << 32, (64, 3), np.uint32)
+        >> np.arange(64, dtype=np.uint32)[:, None] % 32
+    )
     x[0] = 0
     y = on_both(INTEGERS, In(x), Out(np.empty((64, 9), np.uint32)), block=64)[0]
-    assert y[:, :3].tolist() == [[32 - int(a).bit_length(), int(a).bit_count(), int(f"{a:032b}"[::-1], 2)] for a in x[:, 0]]
+    assert y[:, :3].tolist() == [
+        [32 - int(a).bit_length(), int(a).bit_count(), int(f"{a:032b}"[::-1], 2)] for a in x[:, 0]
+    ]
 
 
 FLOATS = """
@@ -105,7 +111,9 @@ extern "C" __global__ void k(const float* x, float* y, int* z) {
   y[6] = sqrtf(a); y[7] = __fadd_rn(__fmul_rn(a, b), a);
   z[2 * threadIdx.x] = __float2int_rn(a); z[2 * threadIdx.x + 1] = a < b;
 }"""
-SPECIAL = np.array([0, -0.0, 1, -1.5, 2.5, 1e-40, -1e-45, 1e-30, 3e9, -3e9, 3e38, np.inf, -np.inf, np.nan, 1.1754944e-38], f32)
+SPECIAL = np.array(
+    [0, -0.0, 1, -1.5, 2.5, 1e-40, -1e-45, 1e-30, 3e9, -3e9, 3e38, np.inf, -np.inf, np.nan, 1.1754944e-38], f32
+)
 
 
 def test_float_functions_flush_subnormal_numbers():
@@ -205,11 +213,11 @@ def test_atomics(blocks, threads, order):
     assert 1 <= y[3] <= threads
 
 
-WRONG = {
-    "if (i < 5) return; __syncthreads();": r"thread \(5, 0, 0\) waits at __syncthreads in line 4, .* \(4, 0, 0\) has ended",
+WRONG = {  # text of a kernel of 64 threads, thread i -> what is said of it
+    "if (i < 5) return; __syncthreads();": r"\(5, 0, 0\) waits at __syncthreads in line 3, .* \(4, 0, 0\) has ended",
     "if (i < 9) __syncthreads();": "has ended",
     "if (i < 9) __syncthreads();\nelse __syncthreads();": "waits elsewhere, at __syncthreads",
-    "if (i == 40) return; x[i] = __shfl_down_sync(~0u, i, 1);": r"thread \(32, 0, 0\) waits at __shfl_down_sync .*has ended",
+    "if (i == 40) return; x[i] = __shfl_down_sync(~0u, i, 1);": r"\(32, 0, 0\) waits at __shfl_down_sync .*has ended",
     "if (i % 2) x[i] = __shfl_xor_sync(~0u, i, 1);": "has ended",
     "if (i % 2) __syncwarp(); else __syncthreads();": "waits elsewhere, at",
     "__syncwarp(i == 3 ? 0xff : 0xf);": "not in its mask|with another mask",
@@ -222,12 +230,14 @@ WRONG = {
 
 @pytest.mark.parametrize("body", WRONG)
 def test_what_is_wrong_with_a_kernel(body):
-    text = f'extern "C" __global__ void __launch_bounds__(64)\nk(float* x, const float* c) {{\n  int i = threadIdx.x;\n{body}\n}}'
+    text = (
+        'extern "C" __global__ void __launch_bounds__(64)\nk(float* x, const float* c) { int i = threadIdx.x;\nBODY\n}'
+    )
     x, c = np.zeros(64, f32), np.zeros(64, f32)
     for order in ("forward", "backward", 2):
         with pytest.raises(SimulationError, match=WRONG[body] if order == "forward" else "^k"):
-            run(text, Out(x), In(c), block=64, order=order)
-    run(text.replace(body, "x[i] = c[i] + 2; __syncthreads();"), Out(x), In(c), block=64)
+            run(text.replace("BODY", body), Out(x), In(c), block=64, order=order)
+    run(text.replace("BODY", "x[i] = c[i] + 2; __syncthreads();"), Out(x), In(c), block=64)
     assert (x == 2).all()
 
 
@@ -254,7 +264,9 @@ def test_all_kernels_run_here_but_those_of_tensor_cores():
     assert len(all_) >= 38 and all_ - here == LEFT_OUT
     x = np.zeros((1, 32), np.float16)
     with pytest.raises(LaunchError, match="gemm_4bit_tensor_v3 has no C"):
-        checks.gemm.gemm_4bit(HostDevice(), x, x.view(np.uint8), np.ones(1, f32), np.zeros(16, f32), 64, (2, 32), version=3)
+        checks.gemm.gemm_4bit(
+            HostDevice(), x, x.view(np.uint8), np.ones(1, f32), np.zeros(16, f32), 64, (2, 32), version=3
+        )
 
 
 def agree(check, version, order, exact=True, **sizes):
@@ -268,11 +280,12 @@ def agree(check, version, order, exact=True, **sizes):
 
 seeds = st.integers(0, 1 << 32)
 sizes = st.integers(1, 600)
+powers_of_32 = st.sampled_from([32, 64, 128])
 powers = st.sampled_from([16, 64, 64, 512])
 codes = st.sampled_from(list(checks.LEVELS))
 dtypes = st.sampled_from(list(checks.DTYPES))
 kinds = st.sampled_from(["dynamic", "fp8", "int8"])
-few = settings(max_examples=8)
+few = settings(max_examples=settings().max_examples // 3)
 
 
 @few
@@ -328,7 +341,7 @@ def test_a_whole_array_as_one_block():
 # A few combinations of types and options: each is compiled anew.
 @few
 @given(
-    st.integers(1, 8), st.integers(1, 40), st.sampled_from([32, 96, 1056]), st.integers(1, 99), st.sampled_from([32, 64]),
+    st.integers(1, 8), st.integers(1, 40), st.sampled_from([32, 96, 1056]), st.integers(1, 99), powers_of_32,
     st.sampled_from([("float32", None, 0), ("float16", "int8", 0), ("bfloat16", "dynamic", 5)]), orders, seeds,
 )  # fmt: skip
 def test_gemv_4bit(M, N, K, odd_K, blocksize, options, order, seed):
@@ -343,8 +356,8 @@ def test_gemv_4bit(M, N, K, odd_K, blocksize, options, order, seed):
 
 @few
 @given(
-    st.integers(1, 70), st.sampled_from([8, 64, 72]), st.sampled_from([32, 64, 160]), st.integers(1, 70),
-    st.integers(1, 40), st.sampled_from([("float32", 0, 1), ("bfloat16", 3, 1), ("float16", 0, 2)]), st.booleans(),
+    st.sampled_from([1, 3, 20, 65]), st.sampled_from([8, 64, 72]), st.sampled_from([32, 64, 96]), st.integers(1, 40),
+    st.integers(1, 30), st.sampled_from([("float32", 0, 1), ("bfloat16", 3, 1), ("float16", 0, 2)]), st.booleans(),
     orders, seeds,
 )  # fmt: skip
 def test_gemm_4bit(M, N, K, odd_N, odd_K, options, transpose, order, seed):
@@ -352,7 +365,7 @@ def test_gemm_4bit(M, N, K, odd_N, odd_K, options, transpose, order, seed):
     rest = {"dtype": dtype, "rank": rank, "splits": splits, "transpose": transpose, "seed": seed, "exact": rank == 0}
     for version in range(3):
         agree(checks.gemm_4bit, version, order, M=M, N=N, K=K, **rest)
-        agree(checks.gemm_4bit, version, order, M=min(M, 20), N=odd_N, K=odd_K, blocksize=odd_K + 3, **rest)
+        agree(checks.gemm_4bit, version, order, M=min(M, 9), N=odd_N, K=odd_K, blocksize=odd_K + 3, **rest)
 
 
 @few
@@ -360,20 +373,28 @@ def test_gemm_4bit(M, N, K, odd_N, odd_K, options, transpose, order, seed):
 def test_rows(rows, n, order, seed):
     """softmax within its bound: the C library's expf is not CUDA's."""
     for version in range(3):
-        agree(checks.softmax, version, order, exact=False, rows_=rows, n=n, seed=seed)
-        agree(checks.rms_norm, version, order, rows_=rows, n=n, seed=seed)
+        agree(checks.softmax, version, order, exact=False, R=rows, n=n, seed=seed)
+        agree(checks.rms_norm, version, order, R=rows, n=n, seed=seed)
 
 
-BUGS = [
-    (checks.quantize_4bit, 0, dict(n=200, blocksize=64), "quantize_4bit.cu", "high << 4 | code;", "code << 4 | high;"),
-    (checks.dequantize_4bit_double, 0, dict(n=9000, blocksize=16), "dequantize_4bit.cu", "absmax2[b / 256]), factor", "absmax2[b / 128]), factor"),
-    (checks.gemm_4bit, 1, dict(M=20, N=20, K=40), "gemm_4bit.cu", "    __syncthreads();\n#pragma unroll\n    for (int k = 0; k < 16", "#pragma unroll\n    for (int k = 0; k < 16"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("check, version, sizes, name, right, wrong", BUGS, ids=[bug[3] for bug in BUGS])
-def test_a_bug_shows_here_too(check, version, sizes, name, right, wrong):
-    assert source(name).count(right) == 1
-    with pytest.raises(AssertionError, match=re.compile("differ|rounding explains")):
-        check(HostDevice(edit=lambda _, text: text.replace(right, wrong)), version, **sizes)
-    check(HostDevice(), version, **sizes)
+@pytest.mark.parametrize(
+    "what",
+    [
+        "quantize: no barrier before the warps' maxima are read",
+        "quantize: threads beyond the end leave before a shuffle",
+        "quantize: nibbles swapped",
+        "dequantize: one weight stored beyond the end",
+        "gemm: no barrier after a tile is loaded",
+    ],
+)
+def test_a_bug_shows_here_too(what):
+    """Also a race, as one of the orders brings it about."""
+    bug = next(bug for bug in BUGS if bug.what == what)
+    found = 0
+    for order in ("forward", "backward", 2):
+        bug.case(HostDevice(order))
+        try:
+            bug.case(HostDevice(order, edit=bug.edit))
+        except (AssertionError, SimulationError):
+            found += 1
+    assert found

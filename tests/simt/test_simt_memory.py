@@ -114,6 +114,26 @@ def test_narrow_loads_extend(cuda, arch):
     assert np.array_equal(out.T, [a, b, c])
 
 
+@pytest.mark.parametrize("type", ["u8", "s8", "b8", "u16", "s16", "u32", "s32"])
+@given(st.integers(0, 2**32 - 1))
+def test_loads_into_wider_registers(type, value):
+    """PTX ISA, section 9.4.1: extended by sign for .s, by zeros for .u and .b."""
+    text = f"""
+    .entry k(.param .u64 in, .param .u64 out) {{
+      .reg .b64 %a, %b, %wide;
+      ld.param.u64 %a, [in]; ld.param.u64 %b, [out];
+      ld.global.{type} %wide, [%a];
+      st.global.b64 [%b], %wide;
+      st.global.{type} [%b+8], %wide;
+      ret;
+    }}"""
+    given, out = np.array([value], np.uint32), np.zeros(2, np.uint64)
+    simt.launch(simt.load(text), "k", 1, 1, [simt.Buffer(given), simt.Buffer(out)])
+    narrow = given.view(f"{'i' if type[0] == 's' else 'u'}{int(type[1:]) // 8}")[0]
+    assert int(out[0]) == int(narrow) % 2**64
+    assert out[1:].view(narrow.dtype)[0] == narrow
+
+
 @given(st.integers(1, 9), st.integers(-70, 70), st.sampled_from(["read_at", "write_at", "add_at"]))
 def test_bounds(cuda, n, i, name):
     """A buffer of n numbers: indices 0 to n - 1 are right, all others an error that names the buffer and the index."""
@@ -208,7 +228,7 @@ def test_a_buffer_is_contiguous():
 def test_atomics(cuda, arch, values, max_lanes):
     x = np.array(values, np.uint32)
     n = len(x)
-    start = np.array([0, 2**32 - 1, 0, 2**32 - 1, 0, 0, 2**31 - 1, 2**31, 0, 0, 0, 0, 0], np.uint32)
+    start = np.array([0, 2**32 - 1, 0, 2**32 - 1, 0, 0, 2**31 - 1, 2**31, 0, 20, 0, 0, 0], np.uint32)
     y, f, long = start.copy(), np.zeros(1, np.float32), np.zeros(2, np.uint64)
     run(cuda, "atomics", -(-n // 40), 40, x, y, f, long, np.int32(n), arch=arch, max_lanes=max_lanes)
     reduced = [g.reduce(x) for g in (np.add, np.minimum, np.maximum, np.bitwise_and, np.bitwise_or, np.bitwise_xor)]

@@ -67,6 +67,12 @@ __global__ void exchange(const float* x, float* out, int n) {   // through share
 #endif
   out[threadIdx.x] = tile[threadIdx.x ^ n];
 }
+__global__ void late(int* out) {      // odd lanes come to the shuffle three turns of the loop later
+  int v = threadIdx.x, done = 0;
+  for (int k = 0; done < 2; ++k)
+    if (k >= (threadIdx.x & 1) * 3) { v = __shfl_xor_sync(FULL, v, 1) + 10; ++done; }
+  out[threadIdx.x] = v;
+}
 __global__ void meet(int* out) {      // lanes that part for long meet at the shuffle
   int v = threadIdx.x;
   for (int k = 0; k < threadIdx.x % 7; ++k) v += k;
@@ -213,6 +219,13 @@ def test_what_orders_the_lanes_of_a_warp(cuda, sync, across, right):
     else:
         with pytest.raises(SimulationError, match="race: shared read of byte"):
             run(cuda, "exchange", 1, 64, x, out, np.int32(across), options=options)
+
+
+@pytest.mark.parametrize("arch", [75, 80, 90, 120])
+def test_lanes_wait_for_those_that_come_later(cuda, arch):
+    out = np.zeros(64, np.int32)
+    run(cuda, "late", 1, 64, out, arch=arch)
+    assert np.array_equal(out, np.arange(64) + 20)
 
 
 @pytest.mark.parametrize("arch", [75, 80, 90, 120])

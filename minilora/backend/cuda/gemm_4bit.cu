@@ -176,8 +176,30 @@ __device__ void store(Y* y, int M, int C, int m, int c, const float* v) {
     for (int j = 0; j < 4 && c + j < C; ++j) y[j] = (Y)v[j];
 }
 
+#ifdef LORA
+#define RANKS 8  // fetched at a time: a sector of a row
+__device__ int slot(int row, int q) { return row * RANKS + (q ^ row / 4 % RANKS); }  // no two read at once share a bank
+
+// The next ranks of the adapter for the block's rows and columns, in place of the tiles; zeros outside.
+__device__ void stage_adapter(float* us, float* bs, int first, int m0, int c0, int M, int C ADAPTER) {
+  __syncthreads();  // the tiles, or the ranks before, have been multiplied
+  const int q = threadIdx.x % RANKS, rank_q = first + q;
+#pragma unroll 1
+  for (int i = threadIdx.x / RANKS; i < ROWS + 64; i += THREADS / RANKS) {
+    if (i < ROWS)
+      us[slot(i, q)] = m0 + i < M && rank_q < rank ? u[(size_t)(m0 + i) * rank + rank_q] : 0.0f;
+    else {
+      const int c = c0 + i - ROWS;
+      bs[slot(i - ROWS, q)] = c < C && rank_q < rank ? scaling * B[(size_t)c * rank + rank_q] : 0.0f;
+    }
+  }
+  __syncthreads();
+}
+#endif
+
 // v2: a thread computes 4 or 8 rows by 8 columns of y, so that 12 or 16 entries of the tiles, read from shared memory,
-// serve 32 or 64 products. 64 weights deep, the 4 bits of a row of W are one sector of 32 bytes; 16 deep, x is too.
+// serve 32 or 64 products. A row of W is read 64 weights at a time, a row of x 16 entries: whole sectors of 32 bytes.
+// (A scale is 4 bytes of its sector; the others are those of the next tiles, or, transposed, of the next blocks.)
 extern "C" __global__ void __launch_bounds__(THREADS) gemm_4bit_v2(PARAMETERS) {
   __shared__ float4 x4[DEPTH * ROWS / 4], w4[64 * 64 / 4];
   __shared__ float level[16];
@@ -212,19 +234,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm_4bit_v2(PARAMETERS) {
     }
   }
 #ifdef LORA
+  float *us = reinterpret_cast<float*>(x4), *bs = reinterpret_cast<float*>(w4);
 #pragma unroll 1
-  for (int q = 0; q < rank; ++q) {
-    float b[8];
+  for (int first = 0; first < rank; first += RANKS) {
+    stage_adapter(us, bs, first, m0, c0, M, C, B, u, rank, scaling);
+#pragma unroll 1
+    for (int q = 0; q < RANKS; ++q) {
+      float b[8];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) b[j] = scaling * B[(size_t)min(c0 + tx + j / 4 * 32 + j % 4, C - 1) * rank + q];
+      for (int j = 0; j < 8; ++j) b[j] = bs[slot(tx + j / 4 * 32 + j % 4, q)];
 #pragma unroll
-    for (int g = 0; g < GROUPS; ++g)
+      for (int g = 0; g < GROUPS; ++g)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float a = u[(size_t)min(m0 + ty + 64 * g + i, M - 1) * rank + q];
+        for (int i = 0; i < 4; ++i) {
+          const float a = us[slot(ty + 64 * g + i, q)];
 #pragma unroll
-        for (int j = 0; j < 8; ++j) sums[g][i][j] = fmaf(a, b[j], sums[g][i][j]);
-      }
+          for (int j = 0; j < 8; ++j) sums[g][i][j] = fmaf(a, b[j], sums[g][i][j]);
+        }
+    }
   }
 #endif
 #pragma unroll

@@ -29,8 +29,10 @@
 
 #ifdef LORA
 #define ADAPTER , const float *__restrict__ B, const float *__restrict__ u, int rank, float scaling
+#define ADAPTER_ARGUMENTS , B, u, rank, scaling
 #else
 #define ADAPTER
+#define ADAPTER_ARGUMENTS
 #endif
 #define PARAMETERS \
   const unsigned char *__restrict__ packed, const float *__restrict__ absmax, const float *__restrict__ levels, \
@@ -125,24 +127,50 @@ __device__ void multiply(float (*sums)[4][4], const uint4* xs, const uint4* ws) 
   }
 }
 
+#ifdef LORA
+#define RANKS 8  // fetched at a time: a sector of a row
+__device__ int slot(int row, int q) { return row * RANKS + (q ^ row / 4 % RANKS); }  // no two read at once share a bank
+
+// The next ranks of the adapter for the block's rows and columns, in place of the tiles; zeros outside.
+__device__ void stage_adapter(float* us, float* bs, int first, int m0, int c0, int M, int C ADAPTER) {
+  __syncthreads();  // the tiles, or the ranks before, have been multiplied
+  const int q = threadIdx.x % RANKS, rank_q = first + q;
+#pragma unroll 1
+  for (int i = threadIdx.x / RANKS; i < ROWS + 64; i += THREADS / RANKS) {
+    if (i < ROWS)
+      us[slot(i, q)] = m0 + i < M && rank_q < rank ? u[(size_t)(m0 + i) * rank + rank_q] : 0.0f;
+    else {
+      const int c = c0 + i - ROWS;
+      bs[slot(i - ROWS, q)] = c < C && rank_q < rank ? scaling * B[(size_t)c * rank + rank_q] : 0.0f;
+    }
+  }
+  __syncthreads();
+}
+#endif
+
 // Adds the adapter's part to a lane's sums, and writes them. sums[i][j][2 h + e] is row 16 i + 8 h + lane / 4, column
 // 8 j + 2 (lane % 4) + e of the warp's.
-__device__ void finish(float (*sums)[4][4], Y* y, int M, int C, int m0, int c0 ADAPTER) {
+__device__ void finish(float (*sums)[4][4], uint4* xs, uint4* ws, Y* y, int M, int C, int m0, int c0 ADAPTER) {
   const int lane = threadIdx.x % 32, quad = lane % 4;
-  const int m = m0 + threadIdx.x / 64 * (ROWS / 2) + lane / 4, c = c0 + threadIdx.x / 32 % 2 * 32;
+  const int row0 = threadIdx.x / 64 * (ROWS / 2) + lane / 4, column0 = threadIdx.x / 32 % 2 * 32;
 #ifdef LORA
+  float *us = reinterpret_cast<float*>(xs), *bs = reinterpret_cast<float*>(ws);
 #pragma unroll 1
-  for (int q = 0; q < rank; ++q) {
-    float b[8];
+  for (int first = 0; first < rank; first += RANKS) {
+    stage_adapter(us, bs, first, m0, c0, M, C ADAPTER_ARGUMENTS);
+#pragma unroll 1
+    for (int q = 0; q < RANKS; ++q) {
+      float b[8];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) b[j] = scaling * B[(size_t)min(c + j / 2 * 8 + 2 * quad + j % 2, C - 1) * rank + q];
+      for (int j = 0; j < 8; ++j) b[j] = bs[slot(column0 + j / 2 * 8 + 2 * quad + j % 2, q)];
 #pragma unroll
-    for (int i = 0; i < 2 * TILES; ++i) {
-      const float a = u[(size_t)min(m + 8 * i, M - 1) * rank + q];
+      for (int i = 0; i < 2 * TILES; ++i) {
+        const float a = us[slot(row0 + 8 * i, q)];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        float& sum = sums[i / 2][j / 2][i % 2 * 2 + j % 2];
-        sum = fmaf(a, b[j], sum);
+        for (int j = 0; j < 8; ++j) {
+          float& sum = sums[i / 2][j / 2][i % 2 * 2 + j % 2];
+          sum = fmaf(a, b[j], sum);
+        }
       }
     }
   }
@@ -162,7 +190,7 @@ __device__ void finish(float (*sums)[4][4], Y* y, int M, int C, int m0, int c0 A
         v[e] = odd ? other : first[e];
         v[2 + e] = odd ? second[e] : other;
       }
-      const int row = m + 8 * i, column = c + 8 * (j + odd) + quad / 2 * 4;
+      const int row = m0 + row0 + 8 * i, column = c0 + column0 + 8 * (j + odd) + quad / 2 * 4;
       if (row >= M || column >= C) continue;
       Y* to = y + (size_t)row * C + column;
       if (C % 4 == 0)
@@ -171,12 +199,6 @@ __device__ void finish(float (*sums)[4][4], Y* y, int M, int C, int m0, int c0 A
         for (int e = 0; e < 4 && column + e < C; ++e) to[e] = (Y)v[e];
     }
 }
-
-#ifdef LORA
-#define FINISH finish(sums, y, M, C, m0, c0, B, u, rank, scaling)
-#else
-#define FINISH finish(sums, y, M, C, m0, c0)
-#endif
 
 // v3: a warp multiplies ROWS / 2 x 32 outputs, 16 x 8 x 16 products an instruction. A thread fetches and dequantizes half
 // a row of W's tile.
@@ -219,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gemm_4bit_tensor_v3(PAR
     __syncthreads();
     multiply(sums, xs, ws);
   }
-  FINISH;
+  finish(sums, xs, ws, y, M, C, m0, c0 ADAPTER_ARGUMENTS);
 }
 
 #if ALIGNED
@@ -266,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gemm_4bit_tensor_v4(PAR
     __syncthreads();
     multiply(sums, xs[stage], ws);
   }
-  FINISH;
+  finish(sums, xs[0], ws, y, M, C, m0, c0 ADAPTER_ARGUMENTS);
 }
 #endif
 #endif

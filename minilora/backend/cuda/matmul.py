@@ -28,18 +28,9 @@ TYPES = {  # of x and y: what CUDA C calls them, and the header that declares th
 
 
 def matmul_4bit(
-    device: Device,
-    x,
-    packed,
-    absmax,
-    levels,
-    blocksize: int,
-    shape,
-    transpose=False,
-    version=None,
-    nested=None,
+    device: Device, x, packed, absmax, levels, blocksize: int, shape, transpose=False, version=None, nested=None,
     lora=None,
-):
+):  # fmt: skip
     """x Wᵀ for x (M, d_in), or x W for x (M, d_out) when transpose, W (d_out, d_in) given in 4 bits.
 
     nested: None, or the double-quantized scales as gemv_4bit takes them, and absmax is None. lora: as there.

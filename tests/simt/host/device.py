@@ -45,7 +45,7 @@ def unavailable() -> str | None:
 
 class HostDevice(Device):
     def __init__(self, order: str | int = "forward", arch: int = 80, edit=None):
-        """order: of the threads of a block and of the blocks, "forward", "backward" or a seed. edit: as SimulatedDevice."""
+        """order: of a block's threads and of the blocks, "forward", "backward" or a seed. edit: as SimulatedDevice."""
         self.order, self.arch, self.edit = ORDERS.get(order, order), arch, edit
 
     def empty(self, shape, dtype) -> np.ndarray:
@@ -64,7 +64,7 @@ class HostDevice(Device):
 
 
 class Library:
-    """The kernels of a .cu file, compiled. parameters: of each kernel, their types in NumPy's words ("const float32*")."""
+    """The kernels of a .cu file, compiled. parameters: of each kernel the types, in NumPy's words: "const float32*"."""
 
     def __init__(self, path: Path, name: str):
         self.name, self.code = name, ctypes.CDLL(str(path))
