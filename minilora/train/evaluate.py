@@ -16,7 +16,7 @@ def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, f
     targets}.
 
     An example matches when the likeliest token is right at every target, the end of text included, given the right
-    tokens before it: which is when greedy generation gives the whole answer.
+    tokens before it: which is when greedy generation gives the whole answer. (Of packed rows, a row is an example.)
     """
     if not len(dataset):
         raise DataError("the evaluation set is empty")
@@ -28,10 +28,11 @@ def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, f
         with no_grad():
             for start in range(0, len(order), batch_size):
                 batch = collator([dataset[i] for i in order[start : start + batch_size]])
-                logits, rows, targets = model.target_logits(batch["input_ids"], batch["labels"])
+                inputs = {n: batch[n] for n in ("input_ids", "labels", "segment_ids") if n in batch}
+                logits, rows, targets = model.target_logits(**inputs)
                 loss += cross_entropy(logits, targets, reduction="sum").item()
                 tokens += len(targets)
-                wrong = np.unique(to_numpy(rows)[to_numpy(logits.data.argmax(-1)) != to_numpy(targets)])
+                wrong = np.unique(rows[to_numpy(logits.data.argmax(-1)) != targets])
                 matches += len(batch["input_ids"]) - len(wrong)
     finally:
         model.train(was_training)

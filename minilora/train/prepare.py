@@ -63,7 +63,7 @@ class PackedRows(Sequence):
 
 @dataclass
 class Data:
-    """train, validation: examples, or packed rows of them. notes: what was left out, in words."""
+    """train: examples, or packed rows of them; validation: examples. notes: what was left out, in words."""
 
     train: Sequence
     validation: Sequence
@@ -90,7 +90,7 @@ def prepare(config: RunConfig, tokenizer, say: Callable[[str], None] = lambda li
     sets = [Subset(store, train), Subset(store, validation)]
     if config.sample_packing:
         options = config.sequence_len, tokenizer.eos_token_id, bool(config.pad_to_sequence_len)
-        sets = [PackedRows(examples, *options) if len(examples) else examples for examples in sets]
+        sets[0] = PackedRows(sets[0], *options)  # validation counts examples, and stays as it is
         notes.append(f"{len(train)} training examples packed into {len(sets[0])} rows of {config.sequence_len} tokens")
     return Data(*sets, notes, temporary)
 
