@@ -3,10 +3,10 @@
     need = estimate(BUILT_IN["llama-65b"], adapter="full", dtype="bfloat16")
     need.weights + need.gradients + need.optimizer              # 780e9: 12 bytes for each of 65 billion weights
 
-From a model's configuration alone: its modules are made with one layer and with two, whose zeros the operating system
-does not hand out until they are touched, and counted. What the tape keeps of each layer is read off the ops: a product
-with a frozen weight keeps nothing, one with a trained weight keeps its input (autograd/primitive.py). Activations are
-those of this package's ops, of `dtype`; adapters and the optimizer's state are float32. GB are 10⁹ bytes.
+From a model's configuration alone: its modules are made with one layer and with two, without memory, and counted. What
+the tape keeps of each layer is read off the ops: a product with a frozen weight keeps nothing, one with a trained one
+its input (autograd/primitive.py). Activations are those of this package's ops, of `dtype`; adapters and the optimizer's
+state are float32. GB are 10⁹ bytes.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from minilora.nn import Conv1D, Linear, Module
 from minilora.nn.bloom import Bloom
 from minilora.nn.gpt2 import GPT2, GPTBigCode
 from minilora.nn.language_model import LanguageModel, ModelConfig
+from minilora.nn.layers import count_only
 from minilora.nn.transformer import CausalLM, TransformerConfig
 from minilora.viz.charts import megabytes, memory_bars
 
@@ -66,8 +67,8 @@ def named(name: str) -> tuple[type[Module], ModelConfig]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. activations: what the tape holds when backward begins. input_gradients: gradients of activations, at the
-    moment when most are alive beside them. kept_copy: the trained weights that the Trainer can return to."""
+    """Bytes. activations, input_gradients: what the tape holds, and the gradients of activations that are alive, at the
+    moment of backward when they are most together. kept_copy: the trained weights that the Trainer can return to."""
 
     weights: float
     adapters: float
@@ -110,7 +111,7 @@ class ModelShape:
 
 def shape_of(family: type[Module], config: ModelConfig) -> ModelShape:
     """Count one layer and the rest, from models of one layer and of two, made but never filled."""
-    one, two = (family(dataclasses.replace(config, num_hidden_layers=n), seed=None) for n in (1, 2))
+    one, two = (_counted(family, config, layers) for layers in (1, 2))
     layer = two.num_parameters() - one.num_parameters()
     linears = {
         path: module.shape
@@ -118,6 +119,11 @@ def shape_of(family: type[Module], config: ModelConfig) -> ModelShape:
         if isinstance(module, (Linear, Conv1D)) and ".0." in path
     }
     return ModelShape(config, linears, layer, one.num_parameters() - layer)
+
+
+def _counted(family: type[Module], config: ModelConfig, layers: int) -> Module:
+    with count_only():
+        return family(dataclasses.replace(config, num_hidden_layers=layers), seed=None)
 
 
 def estimate(
@@ -147,21 +153,26 @@ def estimate(
 
     tokens = batch * (seq - 1)  # the last one only is a target
     one_layer, head = _activations(shape, ranks if adapter != "full" else None, batch, seq - 1)
-    kept = one_layer + layers * tokens * config.hidden_size if checkpointing else layers * one_layer
+    kept, again = (layers * tokens * config.hidden_size, one_layer) if checkpointing else (layers * one_layer, 0)
     ff, d = config.intermediate_size, config.hidden_size
-    inside = tokens * (d + 3 * ff) - head  # the head's are gone by then
-    scores = tokens * d + 2 * batch * config.num_attention_heads * (seq - 1) ** 2 - head
-    flowing = max(tokens * config.vocab_size, inside, scores)
+    scores = 2 * batch * config.num_attention_heads * (seq - 1) ** 2
+    mlp = tokens * (2 * d + 4 * ff)  # is gone when backward comes to the attention
+    activations, flowing = max(
+        (kept + head, tokens * config.vocab_size),  # when backward begins
+        (kept + again, tokens * (d + 2 * ff)),  # in the last layer's MLP
+        (kept + again - mlp, tokens * d + scores),  # in its attention
+        key=sum,
+    )
     return Memory(
         weights=weights, adapters=4 * adapted, gradients=gradient_size * trained, optimizer=8 * trained,
-        activations=size * (kept + head), input_gradients=size * flowing,
+        activations=size * activations, input_gradients=size * flowing,
         kept_copy=gradient_size * trained,
     )  # fmt: skip
 
 
 def _ranks(family: type[Module], config: ModelConfig, r: int, target_modules) -> dict[str, int]:
     """path in the first layer -> rank of its adapter."""
-    one = family(dataclasses.replace(config, num_hidden_layers=1), seed=None)
+    one = _counted(family, config, layers=1)
     return {path: r for path in find_targets(one, LoraConfig(r=r, target_modules=target_modules)) if ".0." in path}
 
 

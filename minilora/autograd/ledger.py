@@ -3,8 +3,8 @@
     loss = model.loss(ids, labels)
     print(ledger())                      # measured by reading the vjp closures of all live nodes, not estimated
 
-Arrays of leaves (parameters) are counted apart: they would exist without a tape. A buffer that several closures hold
-is counted once, for the op that captured it first.
+Arrays of leaves and of a module's parameters, trained or frozen, are counted apart: they would exist without a tape. A
+buffer that several closures hold is counted once, for the op that captured it first.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class Ledger:
 def ledger() -> Ledger:
     """The bytes that all graphs alive now hold for their backward passes."""
     nodes = list(tensor._live_nodes)
-    leaves = {parent.leaf() for node in nodes for parent, _ in node.parents if parent.leaf}
-    owned_by_leaf = {id(owner(leaf.data)) for leaf in leaves if leaf is not None}
+    leaves = {parent.leaf() for node in nodes for parent, _ in node.parents if parent.leaf} - {None}
+    owned_by_leaf = {id(owner(leaf.data)) for leaf in leaves | set(tensor.parameters)}
     seen, by_op, parameters = set(), {}, 0
     for node in nodes:
         for array in node.captured():

@@ -26,6 +26,7 @@ from minilora.errors import GraphError, ShapeError
 _grad_enabled = True
 _rounding: Callable | None = None  # of float32 values and gradients (see rounding.py)
 _live_nodes: "weakref.WeakSet[Node]" = weakref.WeakSet()
+parameters: "weakref.WeakSet[Tensor]" = weakref.WeakSet()  # of modules, trained or not: there without any graph
 _locks: dict[int, list] = {}  # id(owner) -> [owner of memory, captures of it and its views, arrays made read-only]
 
 

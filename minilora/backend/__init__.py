@@ -24,8 +24,8 @@ from minilora.errors import BackendError, unknown_name
 BACKENDS = ("numpy", "simt", "cupy")
 DEVICES = ("cpu", "cuda")
 _current = "numpy"
-# The package that an array's type comes from -> what serves it: an object with xp, special, to_numpy() and kernels().
-# CuPy is the one there is; the tests enter a stand-in for it.
+# The package that an array's type comes from -> what serves it: an object with what backend/cupy.py has (xp, special,
+# to_numpy, kernels, require_gpu). CuPy is the one there is; the tests enter a stand-in for it.
 _LIBRARIES: dict[str, Callable] = {"cupy": lambda: import_module("minilora.backend.cupy")}
 
 
@@ -137,13 +137,13 @@ class DeviceKernels:
 
 
 def _cupy():
-    """minilora.backend.cupy, if there are CuPy and a GPU. Raises BackendError."""
+    """What serves CuPy's arrays, if there are CuPy and a GPU. Raises BackendError."""
     try:
-        module = import_module("minilora.backend.cupy")
+        library = _LIBRARIES["cupy"]()
     except ImportError as error:
         raise BackendError(f"CuPy cannot be imported ({error}); pip install 'minilora[gpu]'") from None
-    module.require_gpu()
-    return module
+    library.require_gpu()
+    return library
 
 
 def _simulated() -> DeviceKernels:

@@ -120,3 +120,40 @@ def _machine_row(ladder: str, version: int, launch: Launch, arch: int) -> Machin
         code.spills + code.local, held.blocks, held.share, held.limit, code.count("LDG", "128"),
         code.count("STG", "128"), code.count("HMMA"), loop.total() / weights if weights else None,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A step of a ladder as the simulated GPU counts it, all of its launches together.
+
+    Of a `unit` (a weight, a product, ...): instructions, PTX instructions that threads executed; asked, bytes that
+    threads load from and store to global memory; memory, bytes of the 32-byte sectors that they touch, each sector once
+    a launch, as if the cache were endless; passes, of a warp through the banks of shared memory.
+    efficiency: the least number of sectors that could hold what each warp asks for at a time, over those it touches.
+    conflicts: passes over the least possible. Both without look-ups (lookups.py), which are apart: lookup_efficiency,
+    lookup_conflicts. 1.0 where there is no such access. active: lanes at work, of all in the warps that execute.
+    """
+
+    ladder: str
+    version: int
+    sizes: str
+    unit: str
+    instructions: float
+    asked: float
+    memory: float
+    efficiency: float
+    lookup_efficiency: float
+    passes: float
+    conflicts: float
+    lookup_conflicts: float
+    active: float
+
+    def bound(self, gpu: str) -> tuple[str, float]:
+        """What this GPU is busiest with, and for how long at least, over how long its memory is busy."""
+        busy = {
+            "memory": 1.0,
+            "instructions": self.instructions / self.memory / instructions_per_byte(gpu),
+            "shared memory": self.passes / self.memory / passes_per_byte(gpu),
+        }
+        what = max(busy, key=busy.get)
+        return what, busy[what]

@@ -102,7 +102,9 @@ def gemv_4bit(device, version, dtype=np.float16, second_level=True, m=1, lora=Fa
     scales = {"nested": nested(n * k)} if second_level else {}
     adapter = (normal((m, 8)), normal((n, 8)), 2.0) if lora else None
     absmax = None if second_level else absmax
-    matmul.gemv_4bit(device, normal((m, k), dtype), packed, absmax, NF4, BLOCKSIZE, GEMV, version, lora=adapter, **scales)
+    matmul.gemv_4bit(
+        device, normal((m, k), dtype), packed, absmax, NF4, BLOCKSIZE, GEMV, version, lora=adapter, **scales
+    )
 
 
 def gemm_4bit(device, version, dtype=np.float16, transpose=False, m=GEMM[0], lora=False, odd=0, **options):

@@ -14,7 +14,7 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
-from minilora.backend import asarray
+from minilora.backend import to_numpy
 from minilora.errors import ConfigError, DataError
 from minilora.nn.attention import attend
 from minilora.nn.language_model import check_probabilities, dropout_rng
@@ -160,15 +160,15 @@ class BertModel(Module):
         attention_mask (B, T): true (or 1) for a token, false for padding, which no token sees; by default all are
         tokens. token_type_ids (B, T): by default 0. Raises DataError, and ShapeError for an id out of range.
         """
-        ids = asarray(ids)
+        ids = to_numpy(ids)
         if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
             raise DataError(f"ids must be integers (B, T), at least one; got {ids.dtype} of shape {ids.shape}")
         if ids.shape[1] > self.config.max_position_embeddings:
             raise DataError(
                 f"a sequence of {ids.shape[1]} tokens is longer than the model's {self.config.max_position_embeddings}"
             )
-        mask = np.ones(ids.shape, bool) if attention_mask is None else asarray(attention_mask).astype(bool)
-        types = np.zeros(ids.shape, int) if token_type_ids is None else asarray(token_type_ids)
+        mask = np.ones(ids.shape, bool) if attention_mask is None else to_numpy(attention_mask).astype(bool)
+        types = np.zeros(ids.shape, int) if token_type_ids is None else to_numpy(token_type_ids)
         for name, array in (("attention_mask", mask), ("token_type_ids", types)):
             if array.shape != ids.shape:
                 raise DataError(f"{name} has shape {array.shape}; the ids have {ids.shape}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
-from minilora.backend import asarray
+from minilora.backend import to_numpy
 from minilora.errors import ConfigError, DataError
 from minilora.nn.attention import Context, KVCache
 from minilora.nn.layers import Embedding, Linear
@@ -121,7 +121,7 @@ class LanguageModel(Module):
         segment_ids (B, T): of packed rows (data/packing.py); a token sees its own segment only, and positions begin
         anew in each. attention_mask (B, S), of the cached positions too: False where a row is padded on its left.
         """
-        ids = asarray(ids)
+        ids = to_numpy(ids)
         if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
             raise DataError(f"ids must be integers (B, T), at least one; got {ids.dtype} of shape {ids.shape}")
         start, room = cache.length if cache else 0, self.config.max_position_embeddings
@@ -130,9 +130,9 @@ class LanguageModel(Module):
             raise DataError(f"a sequence of {end} tokens is longer than the model's {room}")
         context = Context(np.arange(start, end), end, None, cache)
         if segment_ids is not None:
-            context.positions, context.mask = _in_segments(asarray(segment_ids), ids.shape)
+            context.positions, context.mask = _in_segments(to_numpy(segment_ids), ids.shape)
         elif attention_mask is not None:
-            context.positions, context.mask = _padded(np.asarray(attention_mask, bool), ids.shape, end)
+            context.positions, context.mask = _padded(to_numpy(attention_mask).astype(bool), ids.shape, end)
         x = self.decode(ids, context)  # (B, T, d)
         if cache is not None:
             cache.length = end
@@ -151,10 +151,10 @@ class LanguageModel(Module):
         labels (B, T): labels[b, t] is to be predicted from input_ids[b, :t], and is no target where -100 (or t = 0, or
         where a segment begins).
         """
-        input_ids, labels = asarray(input_ids), asarray(labels)
+        input_ids, labels = to_numpy(input_ids), to_numpy(labels)
         wanted = labels[:, 1:] != IGNORE
         if segment_ids is not None:
-            segment_ids = asarray(segment_ids)
+            segment_ids = to_numpy(segment_ids)
             wanted &= segment_ids[:, 1:] == segment_ids[:, :-1]
             segment_ids = segment_ids[:, :-1]
         row, position = np.nonzero(wanted)

@@ -3,12 +3,31 @@
 Weights are W (d_out, d_in): y = x Wᵀ + b. Conv1D's alone is stored transposed, (d_in, d_out).
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
 from minilora.nn.module import Module, Parameter
 from minilora.quant import QuantizedArray, quantize
+
+_count_only = False
+
+
+@contextmanager
+def count_only():
+    """Within it new layers' weights are views of a single zero: any model can be made, to be counted, and not used."""
+    global _count_only
+    before, _count_only = _count_only, True
+    try:
+        yield
+    finally:
+        _count_only = before
+
+
+def _zeros(*shape: int) -> np.ndarray:
+    return np.broadcast_to(np.float32(0), shape) if _count_only else np.zeros(shape, np.float32)
 
 
 def _sizes(layer) -> str:
@@ -23,7 +42,7 @@ def _norm_size(norm) -> str:
 class Linear(Module):
     def __init__(self, d_in: int, d_out: int, bias: bool = False, rng: np.random.Generator | None = None, std=None):
         """Normal initial weights of standard deviation std (1/√d_in unless given), or zeros without an rng."""
-        weight = np.zeros((d_out, d_in), np.float32)
+        weight = _zeros(d_out, d_in)
         if rng is not None:
             weight = rng.standard_normal((d_out, d_in), np.float32) * np.float32(std or d_in**-0.5)
         self.weight = Parameter(weight)
@@ -48,7 +67,7 @@ class Conv1D(Module):
 
     def __init__(self, d_in: int, d_out: int, rng: np.random.Generator | None = None, std=None):
         """Normal initial weights of standard deviation std (1/√d_in unless given), or zeros without an rng."""
-        weight = np.zeros((d_in, d_out), np.float32)
+        weight = _zeros(d_in, d_out)
         if rng is not None:
             weight = rng.standard_normal((d_in, d_out), np.float32) * np.float32(std or d_in**-0.5)
         self.weight, self.bias = Parameter(weight), Parameter(np.zeros(d_out, np.float32))
@@ -90,7 +109,7 @@ class QuantizedLinear(Module):
 
 class Embedding(Module):
     def __init__(self, rows: int, d: int, rng: np.random.Generator | None = None, std: float = 0.02):
-        weight = np.zeros((rows, d), np.float32)
+        weight = _zeros(rows, d)
         self.weight = Parameter(weight if rng is None else rng.standard_normal((rows, d), np.float32) * np.float32(std))
 
     def extra_repr(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minilora.autograd import Tensor, checkpoint
+from minilora.autograd.tensor import parameters
 from minilora.backend import array_namespace, like, placed, to_device, to_numpy
 from minilora.errors import FileFormatError
 
@@ -24,6 +25,7 @@ class Parameter(Tensor):
     def __init__(self, data, requires_grad: bool = True):
         """data: an array; NumPy's go where new arrays go (see use_backend)."""
         super().__init__(placed(data), requires_grad)
+        parameters.add(self)
 
     def to(self, device: str):
         """Move the values and the gradient to "cuda" or "cpu". A graph that holds the old values is invalid then."""

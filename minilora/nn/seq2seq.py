@@ -18,7 +18,7 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor, no_grad
-from minilora.backend import array_namespace, asarray, to_numpy
+from minilora.backend import array_namespace, to_numpy
 from minilora.errors import ConfigError, DataError
 from minilora.nn.attention import attend
 from minilora.nn.language_model import IGNORE, ModelConfig, dropout_rng, output_head
@@ -133,7 +133,7 @@ class Seq2Seq(Module):
     def forward(self, source, target) -> Tensor:
         """Logits (B, T, V) of what follows each of the target's prefixes. source (B, S), target (B, T), integers; no
         query sees a source token pad_token_id. Raises DataError for a source of padding only."""
-        source, target = asarray(source), asarray(target)
+        source, target = to_numpy(source), to_numpy(target)
         mask = source != self.config.pad_token_id  # (B, S)
         if not mask.any(1).all():
             raise DataError(f"sequence {mask.any(1).argmin()} of the source is nothing but padding")
@@ -142,7 +142,7 @@ class Seq2Seq(Module):
     def loss(self, source, target, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats over the target's tokens that are not -100. The decoder's input is the target moved on
         by one, beginning with pad_token_id ("teacher forcing")."""
-        target = asarray(target)
+        target = to_numpy(target)
         row, position = np.nonzero(target != IGNORE)
         late = np.where(target == IGNORE, self.config.pad_token_id, target)[:, :-1]
         late = np.pad(late, ((0, 0), (1, 0)), constant_values=self.config.pad_token_id)  # (B, T)

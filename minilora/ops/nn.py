@@ -132,7 +132,7 @@ def attention(q, k, v, *, causal=True, mask=None, bias=None):
         if not causal:
             seen = mask
         elif mask.shape[1] == T:
-            seen = mask & np.tri(T, S, S - T, dtype=bool)
+            seen = mask & array_namespace(mask).tri(T, S, S - T, dtype=bool)
         else:
             seen = mask[:, :, : S - T + 1]  # by the first query, which sees the fewest keys
         if not seen.any(-1).all():

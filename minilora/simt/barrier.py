@@ -33,7 +33,7 @@ def decode(machine, instruction):
         machine.pc[machine.group.index] = machine.at + 1
         machine.waiting[lanes.index] = AT_BARRIER
         machine.place(lanes, machine.at)
-        return False
+        return lanes
 
     return execute
 

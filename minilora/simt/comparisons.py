@@ -50,19 +50,17 @@ def _comparison(how: str, type: str, ftz: bool) -> Callable:
     if how not in functions:
         raise SimulationError(f"comparison .{how} is not supported; there are: {', '.join(functions)}")
     compare = functions[how]
-    values = _values(type)
-    if ftz and type == "f32":
-        return lambda a, b: compare(flush(a), flush(b))
-    return compare if values is None else lambda a, b: compare(values(a), values(b))
+    values = NUMBERS.get(type)
+    if values is None:
+        return compare if not ftz else lambda a, b: compare(flush(a), flush(b))
+    return lambda a, b: compare(*(flush(values(x)) if ftz else values(x) for x in (a, b)))
 
 
-def _values(type: str) -> Callable | None:
-    """From how a type is held to numbers; None where it is held as numbers."""
-    return {
-        "bf16": bfloat16_values,
-        "f16x2": lambda x: np.ascontiguousarray(x).view(np.float16).reshape(-1, 2),
-        "bf16x2": lambda x: bfloat16_values(np.ascontiguousarray(x).view(np.uint16)).reshape(-1, 2),
-    }.get(type)
+NUMBERS = {  # from how a type is held to the numbers themselves
+    "bf16": bfloat16_values,
+    "f16x2": lambda x: np.ascontiguousarray(x).view(np.float16).reshape(-1, 2),
+    "bf16x2": lambda x: bfloat16_values(np.ascontiguousarray(x).view(np.uint16)).reshape(-1, 2),
+}
 
 
 def set_predicate(modifiers: list[str], operands: tuple[str, ...]) -> Operation:

@@ -110,6 +110,6 @@ def _to_float(result: str, source: str, rounding: str, integral: Callable | None
         if "satfinite" in flags:
             x = np.clip(x, -LARGEST[result], LARGEST[result])
         y = narrow(x, result, rounding)
-        return flush(y) if "ftz" in flags else y
+        return flush(y) if "ftz" in flags and result == "f32" else y
 
     return compute

@@ -101,12 +101,15 @@ class Machine:
         lanes = self.group
         guard, execute = self.code[self.at]
         active = lanes if guard is None or (taken := guard(lanes)).all() else lanes.where(taken)
+        at, done = self.at, None
+        if active.count:
+            with np.errstate(all="ignore"):
+                done = execute(active)
         if self.counters is not None:
-            self.counters.issue(self.at, active.count, active.warp_count())
-        with np.errstate(all="ignore"):
-            moved = active.count and execute(active) is False  # control flow places all lanes itself
-        if not moved:
-            self.go_to(self.at + 1)
+            executed = active if done is None else done
+            self.counters.issue(at, executed.count, executed.warp_count())
+        if done is None:
+            self.go_to(at + 1)
         return True
 
     def _schedule(self) -> bool:
@@ -134,7 +137,7 @@ class Machine:
             return False
         self.pc[:] = np.where(self.threads.exists, 0, self.end)
         self.waiting[:] = RUNNING
-        self.left_at = np.zeros_like(self.pc)  # where a lane left the kernel
+        self.left_at = np.full_like(self.pc, -1)  # where a lane left the kernel, or jumped to a return
         self.warp_exists = warp.bits(self.threads.exists)  # (warps,)
         self.mask = np.full(self.threads.lanes, warp.FULL)  # of the warp instruction that a lane waits at
         self.clock.start(int(self.threads.number[0]), self.threads.lanes)
@@ -159,7 +162,11 @@ class Machine:
     # Instructions
 
     def _decode(self, index: int, instruction: Instruction) -> tuple[Callable | None, Callable]:
-        """(reader of the predicate or None, function that executes the instruction for some lanes)."""
+        """(reader of the predicate or None, function that executes the instruction for some lanes).
+
+        The function gives None where all lanes then go on to the next instruction. Otherwise it has said itself where
+        each lane of the group is, and gives those that executed the instruction, the others having to wait.
+        """
         self.at = index
         try:
             guard = None
@@ -173,19 +180,25 @@ class Machine:
             where = f", line {instruction.line}" if instruction.line else ""
             raise SimulationError(f"{self.kernel.name}{where}: {instruction}: {error}") from None
 
-    def branch(self, taken: Lanes, target: int):
+    def branch(self, taken: Lanes, target: int, leaves: bool):
+        """These lanes of the group jump, the others do not. leaves: to a return."""
+        if leaves:
+            self.left_at[taken.index] = self.at
         if taken.count == self.group.count:
             self.go_to(target)
         else:
             self.pc[self.group.index] = self.at + 1
             self.place(taken, target)
-        return False
+        return taken
 
     def leave(self, leaving: Lanes):
+        """These lanes of the group have come to an end."""
         self.pc[self.group.index] = self.at + 1
-        self.left_at[leaving.index] = self.at
+        at = self.left_at[leaving.index]
+        self.left_at[leaving.index] = np.where(at < 0, self.at, at)
+        self.waiting[self.waiting == warp.IN_WARP] = RUNNING  # which may have waited for these
         self.place(leaving, self.end)
-        return False
+        return leaving
 
     def window(self, region: Region, lanes: Lanes) -> np.ndarray:
         """Where each lane's own part of the region starts."""
@@ -217,7 +230,8 @@ def _control(machine: Machine, instruction: Instruction) -> Callable | None:
         if label not in machine.kernel.labels:
             raise SimulationError(f"label {label} is not in this kernel")
         target = machine.kernel.labels[label]
-        return lambda taken: machine.branch(taken, target)
+        leaves = target < machine.end and machine.kernel.instructions[target].name in ("ret", "exit")
+        return lambda taken: machine.branch(taken, target, leaves)
     if instruction.name in ("ret", "exit"):
         return machine.leave
     if instruction.name == "trap":

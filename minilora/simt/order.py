@@ -3,9 +3,9 @@
 A kernel's instructions fall into blocks: runs that are entered at the first and left at the last. Lanes in a block wait
 as long as others are in an earlier one, earlier meaning that the code there may still lead here. A loop comes as a
 whole before what follows it; within it, the block where it is entered comes first, and the rest is ordered the same way
-without the jumps back (F. Bourdoncle, "Efficient chaotic iteration strategies with widenings", 1993: a weak topological
-order; G. Diamos and others, "SIMD Re-Convergence at Thread Frontiers", MICRO 2011, on why to execute in it). A GPU's compiler has
-the lanes of a warp meet where all ways join; this is the same for code without goto.
+without the jumps back (a weak topological order: F. Bourdoncle, "Efficient chaotic iteration strategies with
+widenings", 1993; why to execute in such an order: G. Diamos and others, "SIMD Re-Convergence at Thread Frontiers",
+MICRO 2011). A GPU has the lanes of a warp meet where all ways join; for code without goto that is the same.
 """
 
 
@@ -50,8 +50,8 @@ def _arrange(blocks: list[int], after: dict[int, set[int]]) -> list[int]:
     ordered = []
     for _, loop in sorted(loops.items(), key=lambda item: (-item[0].bit_count(), item[1])):
         if len(loop) > 1:
-            entered = [b for b in loop if any(b in after[c] for c in blocks if c not in loop)]
-            first = (entered or loop)[0]
+            from_outside = set().union(*(after[c] for c in inside - set(loop)))
+            first = next((b for b in loop if b in from_outside), loop[0])
             rest = [b for b in loop if b != first]
             ordered += [first, *_arrange(rest, after)]
         else:

@@ -1,10 +1,9 @@
 """Find data races: two accesses to one byte, at least one a write, that nothing puts in an order.
 
-Access a happens before access b when the same thread did a earlier, or a synchronisation lies between that both threads
-took part in: bar.sync orders all threads of a block; bar.warp.sync, shfl.sync and vote.sync those lanes of a warp that
-their mask names (PTX ISA, section 8 Memory Consistency Model; CUDA C++ Programming Guide, "Warp Shuffle Functions").
-Happens-before is transitive. Nothing orders two blocks of one launch. Atomics do not race with each other, and order
-nothing.
+Access a happens before access b when the same thread did a earlier, or a barrier lies between that both threads took
+part in: bar.sync orders all threads of a block, bar.warp.sync those lanes of a warp that its mask names (PTX ISA,
+section 8 Memory Consistency Model). Happens-before is transitive. Nothing orders two blocks of one launch. Atomics do
+not race with each other, and order nothing; nor does a shuffle, a vote or a fence.
 
 A race is found whichever order the simulator happened to run the threads in, so one run is enough. Each access gets a
 number, its event; `Clock` knows for each thread up to which event it is ordered after its block, its warp and each

@@ -2,9 +2,13 @@
 
 shfl.sync hands values from lane to lane, vote.sync and redux.sync combine them, match.sync compares them, bar.warp.sync
 only waits; mma.sync and ldmatrix work on matrices that lie spread over the lanes (PTX ISA, sections 9.7.13, 9.7.14).
-Each names the lanes that take part by a mask of 32 bits, and waits until all of them are there. Errors: a lane of the
-mask that has left the kernel or waits elsewhere; a lane that is not in its own mask; a shuffle from a lane that is not
-in the mask.
+Each names by a mask of 32 bits the lanes that take part, and waits until all of them are there with the same mask. Only
+bar.warp.sync puts accesses to memory in an order; the others "do not imply a memory barrier" (CUDA C++ Programming
+Guide, "Warp Shuffle Functions", "Warp Vote Functions", "Warp Match Functions").
+
+Errors: a lane of the mask waits elsewhere, or has left the kernel (which is allowed where the ISA says "non-exited
+threads": all but bar.warp.sync and the matrix instructions); a lane is not in its own mask; a shuffle from a lane that
+has left or is not in the mask.
 """
 
 import numpy as np
@@ -27,70 +31,65 @@ def decode(machine, instruction):
     if instruction.name == "activemask":
         return _activemask(machine, instruction)
     if instruction.opcode.startswith(_WHOLE):
-        return _synchronised(machine, None, _matrix(machine, instruction))
+        return _synchronised(machine, instruction, None, _matrix(machine, instruction))
     if instruction.opcode.startswith(_SYNC):
         mask = machine.registers.reader(instruction.operands[-1], "u32")
         kind = {"shfl": _shuffle, "vote": _vote, "match": _match, "redux": _reduce, "bar": _nothing}[instruction.name]
-        return _synchronised(machine, mask, kind(machine, instruction))
+        return _synchronised(machine, instruction, mask, kind(machine, instruction))
     return None
 
 
 def has_partial_masks(kernel) -> bool:
-    """Whether a warp instruction of this kernel may have a mask that is not plainly all 32 lanes."""
+    """Whether a bar.warp.sync of this kernel may have a mask that is not plainly all 32 lanes."""
     full = {"-1", "4294967295", "0xffffffff", "0xFFFFFFFF"}
     definitions = {}
     for instruction in kernel.instructions:
         if instruction.operands:
             value = instruction.operands[-1] if instruction.name == "mov" else None
             definitions.setdefault(instruction.operands[0], set()).add(value)
-    masks = [i.operands[-1] for i in kernel.instructions if i.opcode.startswith(_SYNC)]
+    masks = [i.operands[-1] for i in kernel.instructions if i.opcode == "bar.warp.sync"]
     return any(mask not in full and not definitions.get(mask, {None}) <= full for mask in masks)
 
 
-def _synchronised(machine, read_mask, execute):
+def _synchronised(machine, instruction, read_mask, execute):
     """Wait for the lanes of the mask, then execute for those that are complete."""
+    is_barrier = instruction.opcode == "bar.warp.sync"
 
     def run(lanes: Lanes):
         mask = read_mask(lanes) if read_mask else np.broadcast_to(FULL, len(lanes))
-        complete, whole = _complete(machine, lanes, mask)
+        needed = mask & (machine.warp_exists if is_barrier else bits(machine.pc < machine.end))[lanes.ids >> 5]
+        complete = _complete(machine, lanes, mask, needed)
+        ready = lanes if complete.all() else lanes.where(complete)
+        if ready.count:
+            execute(ready, mask[complete])
+            if is_barrier:
+                whole = needed == machine.warp_exists[lanes.ids >> 5]
+                machine.clock.warp_barrier(ready.ids, mask[complete], whole[complete], machine.at)
         if complete.all():
-            execute(lanes, mask)
-            machine.clock.warp_barrier(lanes.ids, mask, whole, machine.at)
             return None
         machine.pc[machine.group.index] = machine.at + 1
         waits = lanes.where(~complete)
         machine.waiting[waits.index] = IN_WARP
         machine.mask[waits.index] = mask[~complete]
-        if complete.any():
-            ready = lanes.where(complete)
-            execute(ready, mask[complete])
-            machine.clock.warp_barrier(ready.ids, mask[complete], whole[complete], machine.at)
         machine.place(waits, machine.at)
-        return False
+        return ready
 
     return run
 
 
-def _complete(machine, lanes: Lanes, mask: np.ndarray):
-    """Of each lane: whether all lanes of its mask are here with the same mask; whether they are the whole warp."""
-    exists = machine.warp_exists  # (warps,) bits of the lanes that were started
+def _complete(machine, lanes: Lanes, mask: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """Of each lane: whether the lanes that it needs, as bits, are here with the same mask."""
     warps = lanes.ids >> 5
     bit = np.uint32(1) << (lanes.ids & 31).astype(np.uint32)
     if len(outside := np.flatnonzero((mask & bit) == 0)):
         machine.fail("this thread is not in the mask of the instruction that it executes", lanes.ids[outside[0]])
-    needed = mask & exists[warps]
-    here = np.zeros(len(exists), np.uint32)
-    np.bitwise_or.at(here, warps, bit)
-    present = here[warps]
-    first = np.flatnonzero(np.r_[True, warps[1:] != warps[:-1]])
-    same = mask == np.repeat(mask[first], np.diff(np.r_[first, len(warps)]))
-    if not same.all():  # lanes of a warp with different masks: count each with those of its own
-        key = warps.astype(np.uint64) << np.uint64(32) | mask
-        groups, inverse = np.unique(key, return_inverse=True)
-        here = np.zeros(len(groups), np.uint32)
-        np.bitwise_or.at(here, inverse, bit)
-        present = here[inverse]
-    return (present & needed) == needed, needed == exists[warps]
+    key = warps.astype(np.uint64) << np.uint64(32) | mask  # lanes of a warp with different masks do not count together
+    order = np.argsort(key, kind="stable")
+    first = np.flatnonzero(np.r_[True, np.diff(key[order]) != 0])
+    here = np.bitwise_or.reduceat(bit[order], first)
+    present = np.empty_like(bit)
+    present[order] = np.repeat(here, np.diff(np.r_[first, len(order)]))
+    return (present & needed) == needed
 
 
 def fail_if_waiting(machine):
@@ -106,10 +105,16 @@ def fail_if_waiting(machine):
     if len(away) == 0:
         machine.fail("the lanes of its mask are here, but with other masks", lane)
     if machine.pc[away[0]] == machine.end:
-        what = f"left the kernel{machine.line_of(machine.left_at[away[0]])}"
+        what = _gone(machine, away[0])
     else:
         what = f"waits elsewhere{machine.line_of(machine.pc[away[0]])}"
     machine.fail(f"waits for lane {away[0] & 31} of its warp, which {what}", lane)
+
+
+def _gone(machine, lane: int) -> str:
+    if not machine.threads.exists[lane]:
+        return "is not there: the block has fewer threads"
+    return f"left the kernel{machine.line_of(machine.left_at[lane])}"
 
 
 def bits(flags: np.ndarray) -> np.ndarray:
@@ -146,13 +151,13 @@ def _shuffle(machine, instruction):
         j = {"up": lane - by, "down": lane + by, "bfly": lane ^ by, "idx": low | (by & ~segment)}[mode]
         inside = j >= high if mode == "up" else j <= high
         source = np.where(inside, j, lane)
-        away = (mask >> source.astype(np.uint32) & np.uint32(1)) == 0
-        gone = ~machine.threads.exists[(lanes.ids & ~31) + source]
-        if (bad := away | gone).any():
+        giver = (lanes.ids & ~31) + source
+        outside = (mask >> source.astype(np.uint32) & np.uint32(1)) == 0
+        if (bad := outside | (machine.pc[giver] == machine.end)).any():
             i = int(bad.argmax())
-            machine.fail(f"shuffle from lane {source[i]}, which is not in the mask {int(mask[i]):#x}", lanes.ids[i])
-        values = _by_warp(machine, lanes, value(lanes))
-        write(lanes, values[(lanes.ids & ~31) + source])
+            why = f"is not in the mask {int(mask[i]):#x}" if outside[i] else _gone(machine, giver[i])
+            machine.fail(f"shuffle from lane {source[i]}, which {why}", lanes.ids[i])
+        write(lanes, _by_warp(machine, lanes, value(lanes))[giver])
         if write_valid:
             write_valid(lanes, inside)
 
@@ -173,7 +178,7 @@ def _vote(machine, instruction):
     write = machine.registers.writer(instruction.operands[0], "b32" if mode == "ballot" else "pred")
 
     def execute(lanes, mask):
-        mask = mask & machine.warp_exists[lanes.ids >> 5]
+        mask = mask & bits(machine.pc < machine.end)[lanes.ids >> 5]
         votes = _bits(machine, lanes, read(lanes)) & mask
         result = {"ballot": votes, "any": votes != 0, "all": votes == mask, "uni": (votes == 0) | (votes == mask)}
         write(lanes, result[mode])
@@ -286,5 +291,10 @@ def _load_matrices(machine, instruction):
 
 
 def _whole_warps(machine, lanes: Lanes):
-    if (part := machine.warp_exists[lanes.ids >> 5] != FULL).any():
-        machine.fail("the instruction needs all 32 lanes of a warp", lanes.ids[int(part.argmax())])
+    """A whole number of warps, or fail."""
+    if lanes.count % 32 or (lanes.ids.reshape(-1, 32) != lanes.ids[::32, None] + np.arange(32)).any():
+        here = bits(_by_warp(machine, lanes, np.ones(lanes.count, bool)))
+        i = int((here[lanes.ids >> 5] != FULL).argmax())
+        absent = next(k for k in range(32) if not here[lanes.ids[i] >> 5] >> k & 1)
+        why = _gone(machine, (lanes.ids[i] & ~31) + absent)
+        machine.fail(f"the instruction needs all 32 lanes; lane {absent} {why}", lanes.ids[i])

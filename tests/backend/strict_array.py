@@ -1,7 +1,7 @@
 """A stand-in for CuPy's arrays on a machine without a GPU: NumPy's memory behind CuPy's interface, and no more of it.
 
     x = xp.asarray(np.ones((2, 3)))       # a copy, as to a GPU
-    with registered(): ...                # minilora.backend takes these arrays for those of an array library
+    with registered(): ...                # minilora takes these arrays for CuPy's, this machine for one with a GPU
 
 What the installed cupy lacks is refused: a function or method that it has not (or not with these arguments: its own
 signatures are asked), ufunc methods but those of cupy.ufunc, NumPy arrays mixed in, every implicit way to the host.
@@ -150,10 +150,10 @@ class ndarray:
         return bool(self._array)
 
     def __int__(self):
-        return int(self._array.item())
+        return int(self._array)
 
     def __float__(self):
-        return float(self._array.item())
+        return float(self._array)
 
     def __repr__(self):
         return f"strict {self._array!r}"
@@ -189,7 +189,7 @@ def _operators():
     def unary(name):
         return lambda self: _outer(getattr(self._array, name)())
 
-    pairs = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+    pairs = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"]
     for name in (*pairs, *(f"r{p}" for p in pairs), *(f"i{p}" for p in pairs), "lt", "le", "gt", "ge", "eq", "ne"):
         if hasattr(cupy.ndarray, f"__{name}__"):
             setattr(ndarray, f"__{name}__", binary(f"__{name}__", name[0] == "i" and name[1:] in pairs))
@@ -283,7 +283,7 @@ class StrictDevice(Device):
 
 
 class HostKernels:
-    """backend/numpy.py's functions on these arrays: quicker than the simulated GPU, where kernels are not the subject."""
+    """backend/numpy.py's functions on these arrays: quicker than the simulated GPU."""
 
     def __getattr__(self, name: str):
         def kernel(*args, **kwargs):
@@ -295,13 +295,17 @@ class HostKernels:
 
 @contextmanager
 def registered(device: Device | None = None):
-    """Within it minilora knows these arrays. device: whose kernels serve them; backend/numpy.py's where None."""
+    """Within it minilora takes these arrays for CuPy's. device: whose kernels serve them; backend/numpy.py's where
+    None."""
     kernels = HostKernels() if device is None else DeviceKernels(StrictDevice(device))
     library = SimpleNamespace(
-        xp=xp, special=SimpleNamespace(erf=_erf), to_numpy=lambda x: x.get(), kernels=lambda: kernels
-    )
-    backend._LIBRARIES["strict_array"] = lambda: library
+        xp=xp, special=SimpleNamespace(erf=_erf), to_numpy=lambda x: x.get(), kernels=lambda: kernels,
+        require_gpu=lambda: None,
+    )  # fmt: skip
+    before = dict(backend._LIBRARIES)
+    backend._LIBRARIES.update(strict_array=lambda: library, cupy=lambda: library)
     try:
         yield library
     finally:
-        del backend._LIBRARIES["strict_array"]
+        backend._LIBRARIES.clear()
+        backend._LIBRARIES.update(before)

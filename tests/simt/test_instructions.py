@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from exact import FORMATS, encode, flushed, number, signed, table, value, wrap
+from exact import FORMATS, encode, flushed, number, table, wrap
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -371,5 +371,5 @@ def test_unknown_ones_are_refused_by_name():
         "cvt.s32.f32",
     ]
     for opcode in refused:
-        with pytest.raises(SimulationError, match="not supported|says how to round"):
+        with pytest.raises(SimulationError, match=r"not supported|says how to round"):
             operation(Instruction(opcode, ("%d", "%a", "%b")))

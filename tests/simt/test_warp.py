@@ -26,6 +26,27 @@ __global__ void votes(const int* x, u32* out) {
   mine[6] = 0; mine[7] = __activemask();
 }
 #if __CUDA_ARCH__ >= 800
+__global__ void product(const u32* a, const u32* b, float* out, int n) {   // 16 x 16 times 16 x 8, float16
+  __shared__ __align__(16) u32 left[16][8], right[16][4];
+  int t = threadIdx.x % 32;
+  if (threadIdx.x < 32) {
+    for (int i = t; i < 128; i += 32) left[i / 8][i % 8] = a[i];
+    for (int i = t; i < 64; i += 32) right[i / 4][i % 4] = b[i];
+  }
+  __syncthreads();
+  if (threadIdx.x >= n) return;
+  u32 x[4], y[2];
+  u32 at = (u32)__cvta_generic_to_shared(&left[t % 16][t / 16 * 4]), bt = (u32)__cvta_generic_to_shared(&right[t % 16][0]);
+  float d[4] = {0, 0, 0, 0};
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(y[0]), "=r"(y[1]) : "r"(bt));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+  out += threadIdx.x / 32 * 128;
+  for (int i = 0; i < 4; ++i) out[(t / 4 + i / 2 * 8) * 8 + t % 4 * 2 + i % 2] = d[i];
+}
 __global__ void reductions(const int* x, int* out) {
   int i = blockIdx.x * blockDim.x + threadIdx.x, v = x[i];
   u32 mask = threadIdx.x % 32 < 10 ? 0x3ffu : ~0x3ffu;
@@ -47,6 +68,16 @@ __global__ void sum_of_halves(const int* x, int* out) {   // two masks in one in
 __global__ void left(int* out, int n) {
   if (threadIdx.x >= n) return;
   out[threadIdx.x] = __shfl_xor_sync(FULL, threadIdx.x, 1);
+}
+__global__ void left_before_barrier(int* out, int n) {
+  if (threadIdx.x >= n) return;
+  __syncwarp();
+  out[threadIdx.x] = 1;
+}
+__global__ void vote_of_those_left(u32* out, int n) {
+  if (threadIdx.x >= n) return;
+  out[2 * threadIdx.x] = __ballot_sync(FULL, 1);
+  out[2 * threadIdx.x + 1] = __all_sync(FULL, threadIdx.x < n);
 }
 __global__ void elsewhere(int* out, int n) {
   if (threadIdx.x >= n) __syncthreads();
@@ -139,6 +170,19 @@ def test_reductions_with_masks(cuda, values):
         assert out[i, 3:].tolist() == [f.reduce(part) for f in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)]
 
 
+@pytest.mark.parametrize("arch", [80, 90, 120])
+def test_matrix_product(cuda, arch, rng):
+    """Through ldmatrix and mma.sync, by both warps of each block."""
+    a, b = (rng.integers(-9, 10, shape).astype(np.float16) for shape in ((16, 16), (16, 8)))
+    out = np.zeros((2, 16, 8), np.float32)
+    run(cuda, "product", 1, 64, a, b, out, np.int32(64), arch=arch)
+    assert np.array_equal(out, [a.astype(np.float32) @ b.astype(np.float32)] * 2)
+    with pytest.raises(SimulationError, match=r"needs all 32 lanes; lane 16 left the kernel \(line 27\)"):
+        run(cuda, "product", 1, 64, a, b, out, np.int32(48), arch=arch)
+    with pytest.raises(SimulationError, match="needs all 32 lanes; lane 8 is not there"):
+        run(cuda, "product", 1, 40, a, b, out, np.int32(64), arch=arch)
+
+
 @pytest.mark.parametrize("arch", [75, 80, 120])
 def test_two_masks_in_one_instruction(cuda, arch, rng):
     x, out = rng.integers(0, 100, 64).astype(np.int32), np.zeros(64, np.int32)
@@ -148,17 +192,28 @@ def test_two_masks_in_one_instruction(cuda, arch, rng):
 
 @pytest.mark.parametrize("n", [64, 32, 40, 31, 1])
 def test_lanes_that_are_not_there(cuda, n):
-    """Whole warps may leave; a lane that its mask names may not."""
+    """Whole warps may leave; a lane that a barrier waits for or a shuffle reads from may not."""
     out = np.full(64, -1, np.int32)
     if n % 32 == 0:
         run(cuda, "left", 1, 64, out, np.int32(n))
         assert np.array_equal(out[:n], np.arange(n) ^ 1)
     else:
-        with pytest.raises(SimulationError, match=f"waits for lane {n % 32} of its warp, which left the kernel"):
+        if n % 2:
+            with pytest.raises(SimulationError, match=f"shuffle from lane {n % 32}, which left the kernel"):
+                run(cuda, "left", 1, 64, out, np.int32(n))
+        else:  # both of a pair are there, or both have left: the ISA waits for "non-exited threads"
             run(cuda, "left", 1, 64, out, np.int32(n))
+        with pytest.raises(SimulationError, match=f"waits for lane {n % 32} of its warp, which left the kernel"):
+            run(cuda, "left_before_barrier", 1, 64, out, np.int32(n))
     if n < 64 and n % 32:
         with pytest.raises(SimulationError, match=f"waits for lane {n % 32} of its warp, which waits elsewhere"):
             run(cuda, "elsewhere", 1, 64, out, np.int32(n))
+
+
+def test_votes_of_the_lanes_that_are_left(cuda):
+    out = np.zeros((32, 2), np.uint32)
+    run(cuda, "vote_of_those_left", 1, 32, out, np.int32(5))
+    assert out[:5].tolist() == [[0x1F, 1]] * 5 and not out[5:].any()
 
 
 def test_a_warp_that_is_not_full(cuda):
@@ -205,9 +260,9 @@ def test_masks_that_differ(cuda):
         ("__syncthreads()", 32, True),
         ("__syncwarp(threadIdx.x % 32 < 16 ? 0xffffu : 0xffff0000u)", 15, True),
         ("__syncwarp(threadIdx.x % 32 < 16 ? 0xffffu : 0xffff0000u)", 16, False),  # the other half
-        ("__any_sync(~0u, n)", 31, True),
-        ("if (__shfl_sync(~0u, n, 0) < 0) return", 31, True),
-        ("__threadfence_block()", 31, False),  # a fence is no barrier
+        ("__any_sync(~0u, n)", 31, False),  # waits for the lanes, and orders nothing
+        ("if (__shfl_sync(~0u, n, 0) < 0) return", 31, False),
+        ("__threadfence_block()", 31, False),
     ],
 )
 def test_what_orders_the_lanes_of_a_warp(cuda, sync, across, right):

@@ -85,12 +85,12 @@ struct Double {
 
 // Each step is written once, for both, and has a kernel for each.
 #define STEP(version)                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(THREADS) dequantize_4bit_v##version(                                     \
+  extern "C" __global__ void __launch_bounds__(THREADS) dequantize_4bit_v##version( \
       const byte* __restrict__ packed, const float* __restrict__ absmax, const float* __restrict__ levels,             \
       OUT* __restrict__ out, INDEX start, INDEX stop, INDEX blocksize) {                                               \
     v##version(packed, Plain{absmax}, levels, out, start, stop, blocksize);                                            \
   }                                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(THREADS) dequantize_4bit_double_v##version(                              \
+  extern "C" __global__ void __launch_bounds__(THREADS) dequantize_4bit_double_v##version( \
       const byte* __restrict__ packed, const byte* __restrict__ absmax_codes, const float* __restrict__ levels256,     \
       const float* __restrict__ absmax2, float factor, float offset, const float* __restrict__ levels,                 \
       OUT* __restrict__ out, INDEX start, INDEX stop, INDEX blocksize) {                                               \
@@ -141,8 +141,8 @@ __device__ __forceinline__ unsigned load_codes(const byte* __restrict__ packed, 
   return WIDTH == 4 ? *reinterpret_cast<const unsigned short*>(at) : *reinterpret_cast<const unsigned*>(at);
 }
 
-// WIDTH entries in one store. The first byte is the lowest of `codes`, and in it the first code the upper half: the j-th
-// code is the (j ^ 1)-th from below.
+// WIDTH entries in one store. The first byte is the lowest of `codes`, and in it the first code the upper half: the
+// j-th code is the (j ^ 1)-th from below.
 __device__ __forceinline__ void store_entries(OUT* out, unsigned codes, const float* level, float scale) {
   __align__(16) OUT y[WIDTH];
 #pragma unroll
@@ -175,9 +175,9 @@ __device__ __forceinline__ void v2(const byte* __restrict__ packed, Scale scale,
 }
 STEP(2)
 
-// v3: a CUDA block writes THREADS · STEPS · 16 bytes without a gap, a tile, and first works out the scales of the blocks
-// in it, each once. That matters where a scale costs three loads and three roundings. All loads of codes are on their
-// way before the first is waited for.
+// v3: a CUDA block writes THREADS · STEPS · 16 bytes without a gap, a tile, and first works out the scales of the
+// blocks in it, each once. That matters where a scale costs three loads and three roundings. All loads of codes are on
+// their way before the first is waited for.
 template <class Scale>
 __device__ __forceinline__ void v3(const byte* __restrict__ packed, Scale scale, const float* __restrict__ levels,
                                    OUT* __restrict__ out, INDEX start, INDEX stop, INDEX blocksize) {

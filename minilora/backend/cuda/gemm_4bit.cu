@@ -7,13 +7,13 @@
 // For float16 or bfloat16 x, w is rounded to that type first, in every version, as the tensor cores need it.
 //
 //   v0  a thread an output: each weight is dequantized anew for every row of x.
-//   v1  tiles of 16 x 16 in shared memory: a weight is dequantized once for 16 rows of x, an x read once for 16 columns.
+//   v1  tiles of 16 x 16 in shared memory: a weight is dequantized once for 16 rows of x, x read once for 16 columns.
 //   v2  tiles of 64 or 128 x 64, of which a thread computes 4 x 8 or 8 x 8 outputs in registers.
 //   v3, v4: gemm_4bit_tensor.cu
 //
 // -DX, -DY: the types of x and y; -DHEADER: what declares them. -DROWS: of v2's tile. -DALIGNED=1: rows of x begin at
 // multiples of 16 bytes, K and blocksize are multiples of 32, and blocksize is a power of two.
-// blockIdx.z takes `depth` values of r (a multiple of 64) and writes the z-th of the partial sums that gemm_4bit_add adds.
+// Block z takes `depth` values of r (a multiple of 64) and writes the z-th of the partial sums that gemm_4bit_add adds.
 
 #ifdef HEADER
 #include HEADER
@@ -127,8 +127,8 @@ struct __align__(4 * sizeof(Y)) Y4 {
 };
 
 // Tiles are [r][m] and [r][c], so that a thread gets the four rows or columns that it needs at an r in one load of 16
-// bytes. They are filled from rows along r, where neighbouring threads would store in the same bank: entry m or c of row
-// r therefore lies at m ^ x_swizzle(r) or c ^ w_swizzle(r, c). Both only move whole groups of four.
+// bytes. They are filled from rows along r, where neighbouring threads would store in the same bank: entry m or c of
+// row r therefore lies at m ^ x_swizzle(r) or c ^ w_swizzle(r, c). Both only move whole groups of four.
 __device__ int x_swizzle(int r) { return r / 4 % 4 * 8; }
 __device__ int w_swizzle(int r, int c) { return (r / 8 ^ c / 32) % 8 * 4; }
 
@@ -264,7 +264,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm_4bit_v2(PARAMETERS) {
 
 // The end of a product whose sum was split: the partial sums (splits, M, C) added in their order, so that every run
 // gives the same bits, which float atomics would not.
-extern "C" __global__ void gemm_4bit_add(const float* __restrict__ partial, Y* __restrict__ y, int M, int C, int splits ADAPTER) {
+extern "C" __global__ void gemm_4bit_add(
+    const float* __restrict__ partial, Y* __restrict__ y, int M, int C, int splits ADAPTER) {
   const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, size = (size_t)M * C;
   if (i >= size) return;
   float sum = 0;

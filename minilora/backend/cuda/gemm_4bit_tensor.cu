@@ -1,14 +1,14 @@
 // The product of gemm_4bit.cu on the tensor cores, for float16 and bfloat16 x: from compute capability 8.0 on.
 //
-// mma.sync.m16n8k16 multiplies a 16 x 16 matrix by a 16 x 8 one and adds to 16 x 8 float32 sums, of which each lane of a
-// warp has four; which entries a lane has is in the PTX ISA, "Matrix Fragments for mma.m16n8k16". ldmatrix fetches
+// mma.sync.m16n8k16 multiplies a 16 x 16 matrix by a 16 x 8 one and adds to 16 x 8 float32 sums, of which each lane
+// of a warp has four; which entries a lane has is in the PTX ISA, "Matrix Fragments for mma.m16n8k16". ldmatrix fetches
 // matrices of 8 x 8 from shared memory in that arrangement: lanes 8 j to 8 j + 7 name the rows of the j-th.
 //
 //   v3  tiles in shared memory: x as it is, W as x's type. Four warps share a tile of ROWS x 64 outputs.
 //   v4  the next tiles of x and of W's bytes are on their way (cp.async) while these are multiplied. Needs -DALIGNED=1.
 //
-// -DX, -DHEADER: __half or __nv_bfloat16, what declares it; -DTYPE: PTX's word for it. -DY, -DTRANSPOSE, -DALIGNED, -DLORA
-// and the parameters: as in gemm_4bit.cu. -DROWS: 32, 64 or 128.
+// -DX, -DHEADER: __half or __nv_bfloat16, what declares it; -DTYPE: PTX's word for it. -DY, -DTRANSPOSE, -DALIGNED,
+// -DLORA and the parameters: as in gemm_4bit.cu. -DROWS: 32, 64 or 128.
 
 #ifndef HEADER
 #define HEADER <cuda_fp16.h>
@@ -44,6 +44,7 @@
 
 #define THREADS 128
 #define ALL 0xffffffffu
+#define BLOCKS 3           // resident at a time: leaves a thread 168 registers, which suffice
 #define TILES (ROWS / 32)  // of 16 rows, a warp: the four warps are two by two
 #define STRING(word) #word
 #define MMA(type) "mma.sync.aligned.m16n8k16.row.col.f32." STRING(type) "." STRING(type) ".f32 "
@@ -58,8 +59,8 @@ struct __align__(4 * sizeof(Y)) Y4 {
   Y at[4];
 };
 
-// Rows of both tiles are 64 entries: 8 chunks, which are all banks once. Chunk j of row i lies at j ^ i % 8, so that the
-// same chunk of eight rows, which ldmatrix reads, is in all banks as well.
+// Rows of both tiles are 64 entries: 8 chunks, which are all banks once. Chunk j of row i lies at j ^ i % 8, so that
+// the same chunk of eight rows, which ldmatrix reads, is in all banks as well.
 __device__ int place(int row, int chunk) { return row * 8 + (chunk ^ row % 8); }
 
 // Chunk of x at (m, r); zeros outside.
@@ -74,8 +75,8 @@ __device__ uint4 chunk_of_x(const X* x, int m, int r, int M, int R) {
   return v.all;
 }
 
-// A thread's part of a tile of W: 32 weights of one row, 16 bytes, from column `half` · 32 of the tile on. The 16 levels
-// are in 16 banks: whichever codes the lanes look up, none waits for another.
+// A thread's part of a tile of W: 32 weights of one row, 16 bytes, from column `half` · 32 of the tile on. The 16
+// levels are in 16 banks: whichever codes the lanes look up, none waits for another.
 __device__ void dequantize(uint4* ws, int row, int half, const Chunk& codes, float scale, const float* level) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -175,8 +176,8 @@ __device__ void finish(float (*sums)[4][4], uint4* xs, uint4* ws, Y* y, int M, i
     }
   }
 #endif
-  // Of two neighbouring matrices, an even lane takes from its neighbour what it has of the first and gives what it has of
-  // the second: now each has four columns in a row, and 16 columns of float16 make a whole sector of 32 bytes.
+  // Of two neighbouring matrices, an even lane takes from its neighbour what it has of the first and gives what it has
+  // of the second: now each has four columns in a row, and 16 columns of float16 make a whole sector of 32 bytes.
 #pragma unroll
   for (int i = 0; i < 2 * TILES; ++i)
 #pragma unroll
@@ -200,9 +201,9 @@ __device__ void finish(float (*sums)[4][4], uint4* xs, uint4* ws, Y* y, int M, i
     }
 }
 
-// v3: a warp multiplies ROWS / 2 x 32 outputs, 16 x 8 x 16 products an instruction. A thread fetches and dequantizes half
-// a row of W's tile.
-extern "C" __global__ void __launch_bounds__(THREADS, 3) gemm_4bit_tensor_v3(PARAMETERS) {
+// v3: a warp multiplies ROWS / 2 x 32 outputs, 16 x 8 x 16 products an instruction. A thread fetches and dequantizes
+// half a row of W's tile.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_4bit_tensor_v3(PARAMETERS) {
   __shared__ uint4 xs[ROWS * 8], ws[64 * 8];
   __shared__ float level[16];
   SIZES
@@ -247,13 +248,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gemm_4bit_tensor_v3(PAR
 #if ALIGNED
 // 16 bytes from global to shared memory, without waiting for them; zeros where not `inside`.
 __device__ void copy(uint4* to, const void* from, bool inside) {
+  const unsigned at = __cvta_generic_to_shared(to), bytes = inside ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(__cvta_generic_to_global(from)), "r"(inside ? 16 : 0) : "memory");
+               :: "r"(at), "l"(__cvta_generic_to_global(from)), "r"(bytes) : "memory");
 }
 
-// v4: two tiles of x and of W's bytes. While one pair is dequantized and multiplied, the other arrives; only what is
-// multiplied now needs shared memory as floats.
-extern "C" __global__ void __launch_bounds__(THREADS, 3) gemm_4bit_tensor_v4(PARAMETERS) {
+// v4: two tiles of x and of W's bytes. While one pair is dequantized and multiplied, the other arrives. Only the
+// weights that are multiplied now are in shared memory as x's type.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_4bit_tensor_v4(PARAMETERS) {
   __shared__ uint4 xs[2][ROWS * 8], codes[2][THREADS], ws[64 * 8];
   __shared__ float level[16];
   SIZES

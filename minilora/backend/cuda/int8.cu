@@ -33,9 +33,9 @@
 
 typedef unsigned char byte;
 
-// The arithmetic of NumPy. CuPy compiles with -ftz=true, and then `a * b`, __fmul_rn(a, b), `a / b` and `a > b` all take
-// a subnormal number (below 2^-126) for zero; double is no way round it (see quantize_4bit.cu). Instructions that are
-// written out keep them. The processor's own C++ has no such option.
+// The arithmetic of NumPy. CuPy compiles with -ftz=true, and then `a * b`, __fmul_rn(a, b), `a / b` and `a > b` all
+// take a subnormal number (below 2^-126) for zero; double is no way round it (see quantize_4bit.cu). Instructions that
+// are written out keep them. The processor's own C++ has no such option.
 #ifdef __CUDA_ARCH__
 #define ARITHMETIC(name, symbol, ptx)                            \
   __device__ __forceinline__ float name(float a, float b) {        \
@@ -105,10 +105,10 @@ extern "C" __global__ void quantize_int8_v1(INT8_PARAMETERS) {
   for (INDEX i = begin + lane; i < end; i += 32) codes[i] = int8_code(x[i], factor);
 }
 
-// v2, first part: the largest |x| of each slice, `slice` entries of a block, gridDim.y slices to a block; largest (blocks,
-// slices). A CUDA block a slice: of each warp by shuffles, of its warps in shared memory. CUDA blocks cannot wait for
-// each other within a launch, so that the maxima of the slices are left to a second one, whose blocks are this one's
-// slices. (An atomicMax on the bits would do it in one, on memory that another kernel has set to zero.)
+// v2, first part: the largest |x| of each slice, `slice` entries of a block, gridDim.y slices to a block; largest
+// (blocks, slices). A CUDA block a slice: of each warp by shuffles, of its warps in shared memory. CUDA blocks cannot
+// wait for each other within a launch, so that the maxima of the slices are left to a second one, whose blocks are
+// this one's slices. (An atomicMax on the bits would do it in one, on memory that another kernel has set to zero.)
 extern "C" __global__ void slice_absmax(const float* __restrict__ x, float* __restrict__ largest, INDEX n,
                                         INDEX blocksize, INDEX slice) {
   __shared__ unsigned of_warp[32];

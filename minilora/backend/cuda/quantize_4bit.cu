@@ -28,9 +28,9 @@
 
 typedef unsigned char byte;
 
-// The arithmetic of NumPy. CuPy compiles with -ftz=true, and then `a * b`, __fmul_rn(a, b), `a / b` and `a > b` all take
-// a subnormal number (below 2^-126) for zero. They are not rare here: 1e-38 is one, so is 1 / absmax for an absmax above
-// 2^126, and a weight of its own size of a very small block. Going through double does not help: the conversion
+// The arithmetic of NumPy. CuPy compiles with -ftz=true, and then `a * b`, __fmul_rn(a, b), `a / b` and `a > b` all
+// take a subnormal number (below 2^-126) for zero. They are not rare here: 1e-38 is one, so is 1 / absmax for an
+// absmax above 2^126, and so are the weights of a very small block. Going through double does not help: the conversion
 // flushes them too, and the compiler turns (float)((double)a * b) into a multiplication that does. Instructions that
 // are written out keep them. The processor's own C++ has no such option.
 #ifdef __CUDA_ARCH__
@@ -53,8 +53,8 @@ __device__ __forceinline__ unsigned greater(float a, float b) { return a > b; }
 ARITHMETIC(multiply, *, "mul.rn.f32")
 ARITHMETIC(divide, /, "div.rn.f32")
 
-// |x| as an integer. Floats from 0 up, and NaN above them, are in the order of their bits, so that max of integers finds
-// the largest, subnormal or not, and keeps a NaN (fmaxf drops it).
+// |x| as an integer. Floats from 0 up, and NaN above them, are in the order of their bits, so that max of integers
+// finds the largest, subnormal or not, and keeps a NaN (fmaxf drops it).
 __device__ __forceinline__ unsigned magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
 #define TINY 0x006ce3eeu  // the bits of 1e-38f
@@ -82,8 +82,8 @@ __device__ __forceinline__ unsigned code_of(float scaled, const float* borders, 
 }
 
 #define PARAMETERS                                                                                                \
-  const float *__restrict__ x, const float *__restrict__ borders, unsigned long long stored, byte *__restrict__ packed, \
-      float *__restrict__ absmax, INDEX n, INDEX blocksize
+  const float *__restrict__ x, const float *__restrict__ borders, unsigned long long stored, \
+      byte *__restrict__ packed, float *__restrict__ absmax, INDEX n, INDEX blocksize
 
 // v0: a thread a block, entry by entry. Blocks of odd length share a byte, so that there a thread takes two of them.
 // At any time the threads of a warp read entries that are `blocksize` apart: 32 sectors for 128 bytes.
@@ -122,8 +122,8 @@ __device__ unsigned largest_by_tree(const float* __restrict__ x, INDEX begin, IN
   return largest;
 }
 
-// v1: a CUDA block a block (two of odd length). Neighbouring threads read neighbouring entries, whole sectors at a time;
-// the entries come from the cache when they are read again for their codes. The borders lie in shared memory.
+// v1: a CUDA block a block (two of odd length). Neighbouring threads read neighbouring entries, whole sectors at a
+// time; the entries come from the cache when they are read again for their codes. The borders lie in shared memory.
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_4bit_v1(PARAMETERS) {
   __shared__ unsigned tree[THREADS];
   __shared__ float border[16];

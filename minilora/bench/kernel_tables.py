@@ -1,0 +1,136 @@
+"""The kernel report as Markdown tables, and as a picture; and where in a page they go.
+
+    page = fill(page, sections(machine, runs, gates))
+
+What stands between <!-- kernels report: NAME --> and <!-- end --> is replaced by the section of that name.
+"""
+
+import math
+import re
+from html import escape
+
+from minilora.bench.kernels import GPUS, Gate, MachineRow, RunRow, instructions_per_byte, passes_per_byte
+from minilora.bench.ladders import LADDERS
+from minilora.errors import DataError
+from minilora.viz.charts import BLUE, FAINT, INK, ORANGE, WIDTH, document
+
+_MARKED = re.compile(r"(<!-- kernels report: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(page: str, sections: dict[str, str]) -> str:
+    """The page with its tables replaced. Raises DataError for a table that there is not."""
+
+    def replaced(match):
+        if match[2] not in sections:
+            raise DataError(f"the page asks for {match[2]!r}; this report has: {', '.join(sections)}")
+        return f"{match[1]}\n{sections[match[2]]}\n\n{match[3]}"
+
+    return _MARKED.sub(replaced, page)
+
+
+def sections(machine: list[MachineRow], runs: list[RunRow], gates: list[Gate]) -> dict[str, str]:
+    found = {"gates": gates_table(gates), "gpus": gpus_table(), "bounds": bounds_table(runs)}
+    for name in dict.fromkeys(row.ladder for row in runs):
+        found[name] = run_table([row for row in runs if row.ladder == name])
+    return found | {"machine code": machine_table(machine)}
+
+
+def gates_table(gates: list[Gate]) -> str:
+    rows = [(g.name, g.limit, g.found, g.where, "holds" if g.passed else "**fails**") for g in gates]
+    return table(["gate", "limit", "found", "at worst in", ""], rows, "llll")
+
+
+def gpus_table() -> str:
+    """What a GPU may spend on a byte, and on a weight of half a byte with double-quantized scales, while it arrives."""
+    rows = []
+    for gpu, (processors, ghz, bandwidth) in GPUS.items():
+        instructions, passes = instructions_per_byte(gpu), passes_per_byte(gpu)
+        rows.append((gpu, processors, ghz, bandwidth, f"{instructions:.1f}", f"{instructions * 0.516:.1f}",
+                     f"{passes:.3f}", f"{passes * 0.516:.4f}"))  # fmt: skip
+    heads = ["", "multiprocessors", "GHz", "GB/s", "instructions a byte", "a weight (0.516 bytes)",
+             "passes a byte", "a weight"]  # fmt: skip
+    return table(heads, rows)
+
+
+def bounds_table(runs: list[RunRow]) -> str:
+    """For every step: what each GPU is busiest with, and how long over its memory."""
+    rows = []
+    for row in runs:
+        cells = []
+        for gpu in GPUS:
+            what, busy = row.bound(gpu)
+            cells.append("memory" if what == "memory" else f"{what} {busy:.2f}x")
+        rows.append((f"{row.ladder} v{row.version}", *cells))
+    return table(["", *GPUS], rows, "l" * len(GPUS))
+
+
+def run_table(runs: list[RunRow]) -> str:
+    """A ladder: one row for each step."""
+    rows = []
+    for r in runs:
+        lookups = [_share(r.lookup_efficiency), _factor(r.lookup_conflicts)]
+        rows.append((f"v{r.version}", f"{r.instructions:.2f}", f"{r.asked:.3f}", f"{r.memory:.3f}",
+                     _share(r.efficiency), lookups[0], f"{r.passes:.4f}", _factor(r.conflicts), lookups[1],
+                     _share(r.active)))  # fmt: skip
+    heads = ["", f"instructions a {runs[0].unit}", "bytes asked for", "bytes of memory", "sector efficiency",
+             "in look-ups", "passes", "bank conflicts", "in look-ups", "lanes active"]  # fmt: skip
+    return f"{runs[0].sizes}\n\n" + table(heads, rows)
+
+
+def machine_table(machine: list[MachineRow]) -> str:
+    """Registers, shared memory and occupancy of each kernel on each architecture; only of the ladders."""
+    names, archs = {ladder.name for ladder in LADDERS}, list(dict.fromkeys(row.arch for row in machine))
+    cells = {}
+    for row in machine:
+        if row.ladder in names:
+            text = f"{row.registers} · {row.blocks} x {row.threads} · {row.share:.0%}"
+            cells.setdefault((row.ladder, row.version, row.function), {})[row.arch] = text
+            cells[row.ladder, row.version, row.function]["shared"] = row.shared + row.dynamic
+    rows = [
+        (function + (" (transposed)" if "transposed" in ladder else ""), found["shared"], *(found.get(arch, "-") for arch in archs))
+        for (ladder, _, function), found in cells.items()
+    ]
+    return table(["", "shared memory", *(f"sm_{arch}" for arch in archs)], rows)
+
+
+def table(heads: list[str], rows: list[tuple], align: str = "") -> str:
+    """Markdown; the first column to the left, the others to the right unless `align` says l."""
+    rules = ["---", *("---" if align[i : i + 1] == "l" else "---:" for i in range(len(heads) - 1))]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [heads, rules, *rows])
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def roofline(runs: list[RunRow], names: tuple[str, ...] = ("gemv_4bit", "dequantize_4bit_double", "quantize_4bit")) -> str:
+    """SVG: steps by the instructions that they spend on a byte of memory; right of a GPU's line, issuing them takes
+    longer than the memory."""
+    left, right, low, high = 170, 20, 0.5, 200.0
+
+    def at(value: float) -> float:
+        return left + (math.log(value) - math.log(low)) / math.log(high / low) * (WIDTH - left - right)
+
+    height, parts = 60 + 44 * len(names), []
+    for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200):
+        parts.append(f'<line x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="36" y2="{height - 4}" stroke="{FAINT}"/>')
+        parts.append(f'<text x="{at(tick):.1f}" y="{height + 12}" text-anchor="middle">{tick:g}</text>')
+    for i, gpu in enumerate(sorted(GPUS, key=instructions_per_byte)):
+        x = at(instructions_per_byte(gpu))
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="30" y2="{height - 4}" stroke="{ORANGE}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{26 if i % 2 else 12}" text-anchor="middle" fill="{ORANGE}">{gpu}</text>')
+    for i, name in enumerate(names):
+        y = 66 + 44 * i
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        for row in (row for row in runs if row.ladder == name):
+            x = at(min(max(row.instructions / row.memory, low), high))
+            parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="{BLUE}"/>')
+            parts.append(f'<text x="{x:.1f}" y="{y - 8}" text-anchor="middle" fill="{INK}">v{row.version}</text>')
+    parts.append(f'<text x="{(left + WIDTH - right) / 2}" y="{height + 30}" text-anchor="middle">'
+                 "thread instructions for a byte of memory</text>")  # fmt: skip
+    said = "Steps right of a GPU's line spend more instructions on a byte than that GPU issues while it arrives."
+    return document("Instructions against memory", height + 40, parts, said)
