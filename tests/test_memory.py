@@ -1,7 +1,6 @@
 """The estimate against what is there: the tape's bytes, the process's peak, and the figures of the papers."""
 
 import gc
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 import minilora as ml
 from minilora import memory
 from minilora.autograd import ledger
+from minilora.bench.memory import measure
 from minilora.errors import ConfigError, UnknownNameError
 from minilora.memory import BUILT_IN, estimate, shape_of
 from minilora.nn import quantize_model
@@ -54,27 +54,8 @@ def test_weights_adapters_and_activations_are_what_the_model_and_its_tape_hold(n
 
 @pytest.mark.parametrize("adapter", ["full", "lora", "qlora"])
 @pytest.mark.parametrize(("batch", "seq", "checkpointing"), [(4, 64, False), (4, 256, False), (4, 256, True)])
-def test_the_peak_of_a_run_is_as_estimated(tmp_path, adapter, batch, seq, checkpointing):
-    gc.collect()
-    tracemalloc.start()
-    try:
-        model, _ = ml.load_model("embedded")
-        config = model.config
-        if adapter == "qlora":
-            ml.quantize_model(model, "nf4", double_quant=True)
-        if adapter != "full":
-            model = ml.get_peft_model(model, ml.LoraConfig(r=8, target_modules="all-linear"))
-        rows = [{"input_ids": np.random.default_rng(0).integers(0, 1000, seq).tolist()}] * batch
-        args = ml.TrainingArguments(
-            str(tmp_path), max_steps=2, per_device_train_batch_size=batch, gradient_checkpointing=checkpointing
-        )
-        gc.collect()
-        tracemalloc.reset_peak()
-        ml.Trainer(model, args, rows, save=lambda folder: None).train()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    need = estimate((CausalLM, config), adapter, batch, seq, checkpointing=checkpointing)
+def test_the_peak_of_a_run_is_as_estimated(adapter, batch, seq, checkpointing):
+    need, peak = measure("embedded", adapter, batch, seq, steps=2, checkpointing=checkpointing)
     assert need.peak == pytest.approx(peak, rel=0.1)
 
 
