@@ -94,8 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--svg", metavar="FILE", help="also write the picture")
 
     bench = add("bench", _bench, "measure speed: ratios in one process")
-    bench.add_argument("subject", choices=["train", "quant"])
+    bench.add_argument("subject", choices=["train", "quant", "gpu"], help="gpu: the CUDA kernels; needs a GPU and CuPy")
     bench.add_argument("--size", type=int, help="quant: how many float32 (default 16,777,216)")
+
+    kernels = add("kernels", _kernels, "the CUDA kernels without a GPU: machine code, and counts of the simulated one")
+    kernels.add_argument("what", choices=["report"], help="exit code 1 if a gate fails")
+    kernels.add_argument("--arch", nargs="+", type=int, default=[75, 80, 90, 120], metavar="N",
+                         help="compute capabilities to compile for (default: 75 80 90 120)")  # fmt: skip
+    kernels.add_argument("--json", metavar="FILE", help="write all figures")
+    kernels.add_argument("--markdown", metavar="FILE", help="a page: renew the tables between its markers")
+    kernels.add_argument("--svg", metavar="FILE", help="write the picture")
 
     experiment = add("experiment", _experiment, "rerun a study: tables, pictures, and its results as JSON")
     experiment.add_argument("study", choices=["quant-error"])
@@ -240,13 +248,21 @@ def _memory(args):
 
 
 def _bench(args):
-    from minilora.bench import peers, quant, train
+    from minilora.bench import gpu, peers, quant, train
 
-    if args.subject == "train":
+    if args.subject == "gpu":
+        gpu.main()
+    elif args.subject == "train":
         train.main()
         peers.main()
     else:
         quant.main(quant.SIZE if args.size is None else args.size)
+
+
+def _kernels(args):
+    from minilora.bench.kernel_tables import report
+
+    return 0 if report(args.arch, args.json, args.markdown, args.svg, _say) else 1
 
 
 def _experiment(args):

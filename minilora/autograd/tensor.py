@@ -225,7 +225,7 @@ def is_grad_enabled() -> bool:
 
 def owner(array: np.ndarray) -> np.ndarray:
     """The array that owns a view's memory."""
-    while is_array(array.base):
+    while array.base is not None and is_array(array.base):
         array = array.base
     return array
 

@@ -13,7 +13,7 @@ An array decides where work on it runs. CuPy is imported when the first array of
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 
 import numpy as np
@@ -23,6 +23,7 @@ from minilora.errors import BackendError, unknown_name
 
 BACKENDS = ("numpy", "simt", "cupy")
 DEVICES = ("cpu", "cuda")
+_HOST = (np.ndarray, np.generic)
 _current = "numpy"
 # The package that an array's type comes from -> what serves it: an object with what backend/cupy.py has (xp, special,
 # to_numpy, kernels, require_gpu). CuPy is the one there is; the tests enter a stand-in for it.
@@ -31,10 +32,15 @@ _LIBRARIES: dict[str, Callable] = {"cupy": lambda: import_module("minilora.backe
 
 def _library(x):
     """What serves x's type; None for NumPy's arrays and for what is no array."""
-    if isinstance(x, (np.ndarray, np.generic)):
+    if isinstance(x, _HOST):
         return None
-    load = _LIBRARIES.get(type(x).__module__.partition(".")[0])
-    return load() if load is not None else None
+    load = _LIBRARIES.get(_package(type(x)))
+    return None if load is None else load()
+
+
+@cache
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 def is_array(x) -> bool:
@@ -45,7 +51,7 @@ def is_array(x) -> bool:
 def array_namespace(*arrays):
     """The module whose functions make arrays beside these: that of the first that is not NumPy's, else numpy."""
     for x in arrays:
-        if (library := _library(x)) is not None:
+        if not isinstance(x, _HOST) and (library := _library(x)) is not None:
             return library.xp
     return np
 
@@ -58,7 +64,7 @@ def special_functions(x):
 
 def asarray(x):
     """x where it is an array, wherever it lives; else a NumPy array of it."""
-    return np.asarray(x) if _library(x) is None else x
+    return np.asarray(x) if isinstance(x, _HOST) or _library(x) is None else x
 
 
 def to_numpy(x) -> np.ndarray:

@@ -5,14 +5,19 @@
 What stands between <!-- kernels report: NAME --> and <!-- end --> is replaced by the section of that name.
 """
 
+import json
 import math
 import re
 from html import escape
+from pathlib import Path
 
+from minilora.bench import kernels
 from minilora.bench.kernels import GPUS, Gate, MachineRow, RunRow, instructions_per_byte, passes_per_byte
 from minilora.bench.ladders import LADDERS
 from minilora.errors import DataError
-from minilora.viz.charts import BLUE, FAINT, INK, ORANGE, WIDTH, document
+from minilora.files import atomic_write
+from minilora.simt.nvrtc import INSTALL
+from minilora.viz.charts import BLUE, FAINT, INK, ORANGE, WIDTH, document, standalone
 
 _MARKED = re.compile(r"(<!-- kernels report: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -28,11 +33,47 @@ def fill(page: str, sections: dict[str, str]) -> str:
     return _MARKED.sub(replaced, page)
 
 
+def report(archs, json_file=None, markdown=None, svg=None, say=print) -> bool:
+    """Measure, print, and write what is asked for: figures, the tables of a page, the picture. Whether all gates hold.
+
+    Raises SimulationError where NVRTC is not installed. Without NVIDIA's disassembler the machine code is left out.
+    """
+    found = kernels.results(archs)
+    rows = kernels.rows_of(found)
+    tables = sections(*rows)
+    for name, text in tables.items():
+        say(f"{name}\n\n{aligned(text)}\n")
+    if not rows[0]:
+        say(f"nothing about machine code: nvdisasm or cuobjdump is not here; {INSTALL}")
+    if json_file:
+        atomic_write(json_file, json.dumps(found, indent=1) + "\n")
+    if markdown:
+        atomic_write(markdown, fill(Path(markdown).read_text(encoding="utf-8"), tables))
+    if svg:
+        atomic_write(svg, standalone(roofline(rows[1])))
+    return all(gate.passed for gate in rows[2])
+
+
 def sections(machine: list[MachineRow], runs: list[RunRow], gates: list[Gate]) -> dict[str, str]:
-    found = {"gates": gates_table(gates), "gpus": gpus_table(), "bounds": bounds_table(runs)}
+    """Markdown by name: each ladder's, "bounds", "gpus", "loops", "machine code", "gates"."""
+    found = {}
     for name in dict.fromkeys(row.ladder for row in runs):
         found[name] = run_table([row for row in runs if row.ladder == name])
-    return found | {"machine code": machine_table(machine)}
+    found |= {"bounds": bounds_table(runs), "gpus": gpus_table()}
+    found |= {"loops": loops_table(machine), "machine code": machine_table(machine)}
+    return found | {"gates": gates_table(gates)}
+
+
+def aligned(text: str) -> str:
+    """The same table with columns of equal width, for a terminal."""
+    lines = [line.strip("| ").split(" | ") if line.startswith("|") else [line] for line in text.splitlines()]
+    cells = [line for line in lines if len(line) > 1]
+    widths = [max(len(line[i]) for line in cells if i < len(line)) for i in range(max(map(len, cells)))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() if len(line) > 1 else line[0]
+        for line in lines
+        if not line[0].startswith("---")
+    )
 
 
 def gates_table(gates: list[Gate]) -> str:
@@ -53,9 +94,10 @@ def gpus_table() -> str:
 
 
 def bounds_table(runs: list[RunRow]) -> str:
-    """For every step: what each GPU is busiest with, and how long over its memory."""
+    """What each GPU is busiest with, and how much longer than its memory at the least. Not of the products of many
+    rows: what these are bound by, the rate of the tensor cores, is not counted."""
     rows = []
-    for row in runs:
+    for row in (row for row in runs if row.unit != "product"):
         cells = []
         for gpu in GPUS:
             what, busy = row.bound(gpu)
@@ -68,13 +110,12 @@ def run_table(runs: list[RunRow]) -> str:
     """A ladder: one row for each step."""
     rows = []
     for r in runs:
-        lookups = [_share(r.lookup_efficiency), _factor(r.lookup_conflicts)]
-        rows.append((f"v{r.version}", f"{r.instructions:.2f}", f"{r.asked:.3f}", f"{r.memory:.3f}",
-                     _share(r.efficiency), lookups[0], f"{r.passes:.4f}", _factor(r.conflicts), lookups[1],
-                     _share(r.active)))  # fmt: skip
-    heads = ["", f"instructions a {runs[0].unit}", "bytes asked for", "bytes of memory", "sector efficiency",
-             "in look-ups", "passes", "bank conflicts", "in look-ups", "lanes active"]  # fmt: skip
-    return f"{runs[0].sizes}\n\n" + table(heads, rows)
+        rows.append((f"v{r.version}", f"{r.instructions:.4g}", f"{r.moved:.4g}", f"{r.memory:.4g}",
+                     _share(r.efficiency), _share(r.lookup_efficiency), f"{r.passes:.4f}", _factor(r.conflicts),
+                     _factor(r.lookup_conflicts), _share(r.active)))  # fmt: skip
+    heads = [f"a {runs[0].unit}", "instructions", "bytes moved", "bytes of memory", "sector efficiency", "look-ups'",
+             "passes", "conflicts", "look-ups'", "lanes active"]  # fmt: skip
+    return f"{runs[0].sizes}:\n\n" + table(heads, rows)
 
 
 def machine_table(machine: list[MachineRow]) -> str:
@@ -91,6 +132,16 @@ def machine_table(machine: list[MachineRow]) -> str:
         for (ladder, _, function), found in cells.items()
     ]
     return table(["", "shared memory", *(f"sm_{arch}" for arch in archs)], rows)
+
+
+def loops_table(machine: list[MachineRow]) -> str:
+    """Machine instructions a weight in the loop over W, of the GEMVs that load 16 bytes of it at a time."""
+    archs, steps = list(dict.fromkeys(row.arch for row in machine)), {}
+    for row in machine:
+        if row.ladder == "gemv_4bit" and row.instructions is not None:
+            steps.setdefault(row.function, {})[row.arch] = f"{row.instructions:.2f}"
+    rows = [(step, *(found.get(arch, "-") for arch in archs)) for step, found in steps.items()]
+    return table(["", *(f"sm_{arch}" for arch in archs)], rows)
 
 
 def table(heads: list[str], rows: list[tuple], align: str = "") -> str:

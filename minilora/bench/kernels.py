@@ -9,19 +9,24 @@ memory, issuing its instructions, and serving its shared memory. `GPUS` has what
 third while a byte arrives (Williams, Waterman, Patterson, "Roofline", Communications of the ACM 52(4), 2009).
 """
 
+import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 
 from minilora import simt
-from minilora.backend.cuda.launch import Launch, source
+from minilora.backend.cuda.launch import FOLDER, Launch, source
 from minilora.backend.simt import SimulatedDevice
 from minilora.bench.ladders import LADDERS, VARIANTS, Ladder
+from minilora.bench.lookups import lookups
 from minilora.errors import LaunchError
 from minilora.simt import sass
+from minilora.simt.counters import SECTOR, Count, Counters, total
 from minilora.simt.occupancy import occupancy
 
 ARCHS = (75, 80, 90, 120)
+SIMULATED = 80  # the least that has what the last steps use
 GPUS = {  # multiprocessors, GHz, GB/s, of NVIDIA's whitepapers and data sheets (the clock, of the peak rates given there)
     "H100 SXM": (132, 1.775, 3350),
     "A100 40 GB": (108, 1.41, 1555),
@@ -124,14 +129,13 @@ def _machine_row(ladder: str, version: int, launch: Launch, arch: int) -> Machin
 
 @dataclass(frozen=True)
 class RunRow:
-    """A step of a ladder as the simulated GPU counts it, all of its launches together.
+    """A step of a ladder as the simulated GPU counts it, all of its launches together (simt/counters.py).
 
-    Of a `unit` (a weight, a product, ...): instructions, PTX instructions that threads executed; asked, bytes that
-    threads load from and store to global memory; memory, bytes of the 32-byte sectors that they touch, each sector once
-    a launch, as if the cache were endless; passes, of a warp through the banks of shared memory.
-    efficiency: the least number of sectors that could hold what each warp asks for at a time, over those it touches.
-    conflicts: passes over the least possible. Both without look-ups (lookups.py), which are apart: lookup_efficiency,
-    lookup_conflicts. 1.0 where there is no such access. active: lanes at work, of all in the warps that execute.
+    Of a `unit` (a weight, a product, ...): instructions, PTX instructions that threads executed; moved, bytes of the
+    sectors that each warp asks for at a time; memory, bytes of those sectors, each once a launch; passes, of a warp
+    through the banks of shared memory. efficiency: the least number of sectors over those that are moved. conflicts:
+    passes over the fewest. Both leave out look-ups (lookups.py), which are apart: lookup_efficiency, lookup_conflicts.
+    active: lanes at work, of all lanes in the warps that execute.
     """
 
     ladder: str
@@ -139,7 +143,7 @@ class RunRow:
     sizes: str
     unit: str
     instructions: float
-    asked: float
+    moved: float
     memory: float
     efficiency: float
     lookup_efficiency: float
@@ -149,7 +153,7 @@ class RunRow:
     active: float
 
     def bound(self, gpu: str) -> tuple[str, float]:
-        """What this GPU is busiest with, and for how long at least, over how long its memory is busy."""
+        """What this GPU is busiest with, and how much longer than its memory at the least."""
         busy = {
             "memory": 1.0,
             "instructions": self.instructions / self.memory / instructions_per_byte(gpu),
@@ -157,3 +161,107 @@ class RunRow:
         }
         what = max(busy, key=busy.get)
         return what, busy[what]
+
+
+def run_rows(ladders: Iterable[Ladder] = LADDERS, arch: int = SIMULATED) -> list[RunRow]:
+    """Of every step that this architecture can run."""
+    return [_run_row(ladder, version, arch) for ladder in ladders for version in ladder.versions]
+
+
+def _run_row(ladder: Ladder, version: int, arch: int) -> RunRow:
+    device = Recorder(arch, Counters)
+    ladder.call(device, version)
+    parts = {True: Count(), False: Count()}  # look-ups, and the rest
+    memory = 0
+    for counters in device.counts:
+        found = lookups(counters.kernel)
+        for index, count in counters.counts.items():
+            parts[index in found].add(count)
+        memory += counters.summary().dram_bytes
+    rest, apart = parts[False], parts[True]
+    both = total(parts.values())
+    return RunRow(
+        ladder.name, version, ladder.sizes, ladder.unit, both.lanes / ladder.work, SECTOR * both.sectors / ladder.work,
+        memory / ladder.work, rest.efficiency, apart.efficiency, both.passes / ladder.work, rest.conflicts,
+        apart.conflicts, both.active,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit, what was found where it is worst, and whether that is within it."""
+
+    name: str
+    limit: str
+    found: str
+    where: str
+    passed: bool
+
+
+def gates(machine: list[MachineRow], runs: list[RunRow]) -> list[Gate]:
+    """Each limit that has rows to be held to. The last step of a ladder is its best."""
+    last = {row.ladder: row for row in runs}.values()
+    spread = [row for row in last if row.ladder.startswith("dequantize_4bit")]
+    gemv = [row for row in last if row.ladder == "gemv_4bit"]
+    tensor = [row for row in machine if "tensor" in row.function]
+    vectors = [row for row in machine if row.function == "gemv_4bit_v4"]
+    stores = [row for row in machine if re.fullmatch("dequantize_4bit(_double)?_v3", row.function)]
+    wanted = [
+        _most("spilled registers, and bytes of local memory", machine, "spills", 0),
+        _least("LDG.E.128 in the last GEMV", vectors, "loads", 1),
+        _least("STG.E.128 in the last dequantize", stores, "stores", 1),
+        _least("HMMA in the GEMM for tensor cores", tensor, "mma", 1),
+        _most("machine instructions a weight in the loop of the last GEMV", vectors, "instructions", 4.6),
+        _most("PTX instructions a weight of the last GEMV, all in all", gemv, "instructions", 4.6),
+        _most("bytes of memory a weight, GEMV with double-quantized scales", gemv, "memory", 0.55),
+        _most("bytes of memory a weight, dequantize to float16", spread, "memory", 2.6),
+        _least("sector efficiency of the last steps, without look-ups", last, "efficiency", 0.95),
+        _most("bank passes of the last steps over the fewest, without look-ups", last, "conflicts", 1.05),
+    ]
+    return [gate for gate in wanted if gate is not None]
+
+
+def _most(name: str, rows, figure: str, limit: float) -> Gate | None:
+    rows = [row for row in rows if getattr(row, figure) is not None]
+    worst = max(rows, key=lambda row: getattr(row, figure), default=None)
+    return worst and _gate(name, f"at most {limit:g}", worst, figure, getattr(worst, figure) <= limit, rows)
+
+
+def _least(name: str, rows, figure: str, limit: float) -> Gate | None:
+    rows = list(rows)
+    worst = min(rows, key=lambda row: getattr(row, figure), default=None)
+    return worst and _gate(name, f"at least {limit:g}", worst, figure, getattr(worst, figure) >= limit, rows)
+
+
+def _gate(name: str, limit: str, worst, figure: str, passed: bool, rows) -> Gate:
+    values = {getattr(row, figure) for row in rows}
+    where = f"{worst.ladder} v{worst.version}" + (f", sm_{worst.arch}" if isinstance(worst, MachineRow) else "")
+    where = f"all {len(rows)}" if len(values) == 1 and len(rows) > 1 else where
+    return Gate(name, limit, f"{getattr(worst, figure):.4g}", where, passed)
+
+
+def fingerprint(name: str) -> str:
+    """Of a .cu file without its comments and blanks: what the figures depend on."""
+    code = re.sub(r"//.*", "", source(name))
+    return hashlib.sha256("".join(code.split()).encode()).hexdigest()[:16]
+
+
+def results(archs: Iterable[int] = ARCHS) -> dict:
+    """Everything, as what JSON can hold. machine: empty where NVIDIA's disassembler is not installed."""
+    machine = machine_rows(archs) if sass.available() else []
+    runs = run_rows()
+    return {
+        "sources": {path.name: fingerprint(path.name) for path in sorted(FOLDER.glob("*.cu"))},
+        "gates": [asdict(gate) for gate in gates(machine, runs)],
+        "runs": [asdict(row) for row in runs],
+        "machine": [asdict(row) for row in machine],
+    }
+
+
+def rows_of(found: dict) -> tuple[list[MachineRow], list[RunRow], list[Gate]]:
+    """The rows of `results`, as it returns them or as JSON gives them back."""
+    return (
+        [MachineRow(**row) for row in found["machine"]],
+        [RunRow(**row) for row in found["runs"]],
+        [Gate(**gate) for gate in found["gates"]],
+    )

@@ -149,32 +149,30 @@ LADDERS = (
 
 
 def _variants() -> tuple[Ladder, ...]:
-    """The other types and shapes that kernels are compiled for: only compiled here, not run."""
-    half = {"float32": np.float32}
+    """Other types and shapes that kernels are compiled for; they are only compiled, not run."""
+    dtypes = {"float32": np.float32}
     if importlib.util.find_spec("ml_dtypes"):
         import ml_dtypes
 
-        half["bfloat16"] = ml_dtypes.bfloat16
+        dtypes["bfloat16"] = ml_dtypes.bfloat16
     found = []
-    for name, dtype in half.items():
+    for name, dtype in dtypes.items():
         found += [
             (f"dequantize_4bit, {name}", 4, partial(dequantize_4bit, dtype=dtype)),
             (f"dequantize_4bit_double, {name}", 4, partial(dequantize_4bit_double, dtype=dtype)),
             (f"dequantize_int8, {name}", 2, partial(dequantize_int8, dtype=dtype)),
             (f"gemv_4bit, {name}", 5, partial(gemv_4bit, dtype=dtype)),
+            (f"gemm_4bit, {name}", 3 if name == "float32" else 5, partial(gemm_4bit, dtype=dtype)),
         ]
-        for direction, transpose in (("", False), (", transposed", True)):
-            steps = 3 if name == "float32" else 5
-            found.append((f"gemm_4bit{direction}, {name}", steps, partial(gemm_4bit, dtype=dtype, transpose=transpose)))
     for m in (1, 2, 3):
-        found.append((f"gemv_4bit, {m} rows, LoRA", 5, partial(gemv_4bit, m=m, lora=True)))
-        found.append((f"gemv_4bit, {m} rows, plain scales", 5, partial(gemv_4bit, m=m, second_level=False)))
+        call = partial(gemv_4bit, m=m, lora=True, second_level=m != 2)
+        found.append((f"gemv_4bit, {m} rows, LoRA", 5, call))
     for direction, transpose in (("", False), (", transposed", True)):
-        for m in (32, 64, 128):
+        for m in (32, 128):
             call = partial(gemm_4bit, m=m, lora=True, transpose=transpose, splits=1)
             found.append((f"gemm_4bit{direction}, {m} rows, LoRA", 5, call))
-            call = partial(gemm_4bit, m=m, odd=1, transpose=transpose)
-            found.append((f"gemm_4bit{direction}, {m} rows, unaligned", 4, call))
+        call = partial(gemm_4bit, odd=1, transpose=transpose)
+        found.append((f"gemm_4bit{direction}, unaligned", 4, call))
     return tuple(Ladder(name, range(steps), "", "", 0, call) for name, steps, call in found)
 
 

@@ -26,12 +26,12 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor
-from minilora.errors import ConfigError, FileFormatError, MiniloraError, unknown_name
+from minilora.errors import ConfigError, DataError, FileFormatError, MiniloraError, unknown_name
 from minilora.files import atomic_write, load_safetensors, save_safetensors
 from minilora.lora.fingerprint import fingerprint
 from minilora.lora.model import PeftModel
 from minilora.nn import Linear, Module, Parameter
-from minilora.nn.attention import KVCache
+from minilora.nn.attention import Context, KVCache
 from minilora.nn.language_model import LanguageModel
 from minilora.nn.layers import Conv1D, QuantizedLinear
 
@@ -76,16 +76,19 @@ class Prefixed(Module):
             raise AttributeError(name)
         return getattr(self.base_layer, name)
 
-    def forward(self, ids: np.ndarray, start: int, cache: KVCache | None) -> Tensor:
-        p = self.length
+    def forward(self, ids: np.ndarray, context: Context) -> Tensor:
+        if context.mask is not None:
+            raise DataError("vectors before the text go with neither packed nor padded rows; give rows of one length")
+        p, start = self.length, int(context.positions[0])
         for _, module in self.named_modules():
             if isinstance(module, PrefixBlock):
                 module.present = start == 0
         if start:
-            cache.length = start + p
-            return self.base_layer(ids, start + p, cache)  # (B, T, d)
+            context.cache.length = start + p
+            return self.base_layer(ids, Context(context.positions + p, context.keys + p, None, context.cache))
         ids = np.concatenate([np.zeros((len(ids), p), ids.dtype), ids], 1)  # any token: its vector is replaced
-        return self.base_layer(ids, 0, cache)[:, p:]  # (B, T, d)
+        whole = Context(np.arange(ids.shape[1]), ids.shape[1], None, context.cache)
+        return self.base_layer(ids, whole)[:, p:]  # (B, T, d)
 
 
 class TunedModel(Module):

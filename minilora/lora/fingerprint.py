@@ -5,7 +5,8 @@
 Three hashes, over the names and shapes of all weights; over a sample of the values that no quantization touches
 (embeddings, norms, biases); and over a sample of the linear layers' weights, or of their codes where they are
 quantized. The last is compared only where both are stored the same way, for an adapter trained beside a 4-bit base may
-be used on the float one.
+be used on the float one. A Sequential around one module counts as that module: it changes what a layer gives (to
+float32, say), and no weight.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import hashlib
 import numpy as np
 
 from minilora.backend import to_numpy
-from minilora.nn import Linear, Module, Parameter, QuantizedLinear
+from minilora.nn import Linear, Module, Parameter, QuantizedLinear, Sequential
 from minilora.nn.layers import Conv1D
 
 SAMPLE = 64  # values of a tensor, evenly spaced
@@ -22,7 +23,7 @@ SAMPLE = 64  # values of a tensor, evenly spaced
 def fingerprint(model: Module) -> str:
     """Of a model without adapters; a tied weight counts under each of its names."""
     names, values, weights, kinds = hashlib.sha256(), hashlib.sha256(), hashlib.sha256(), set()
-    for path, module in sorted(model.named_modules(), key=lambda item: item[0]):
+    for path, module in sorted(_modules(model), key=lambda item: item[0]):
         for name, array in _arrays(module):
             linear = isinstance(module, (Linear, Conv1D, QuantizedLinear)) and name == "weight"
             shape = module.shape if linear else array.shape
@@ -43,6 +44,14 @@ def difference(ours: str, theirs: str) -> str | None:
     if values != other[1]:
         return "its embeddings, norms or biases have other values"
     return "its linear layers have other weights" if kind == other[2] and weights != other[3] else None
+
+
+def _modules(model: Module):
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        parent = path.rpartition(".")[0]
+        alone = path and isinstance(modules[parent], Sequential) and len(modules[parent]) == 1
+        yield parent if alone else path, module
 
 
 def _arrays(module: Module):

@@ -103,7 +103,7 @@ def merge_and_unload(model: Module, names: list[str], requantize: bool) -> Modul
     head = getattr(model, "lm_head", None)
     if getattr(getattr(model, "config", None), "tie_word_embeddings", False) and head is not None:
         tables = [m.weight for _, m in model.named_modules() if isinstance(m, Embedding)]
-        if not any(head.weight is table for table in tables):
+        if not any(p is table for p in head.parameters() for table in tables):
             model.config = copy.copy(model.config)
             model.config.tie_word_embeddings = False
     return model

@@ -14,7 +14,7 @@ from minilora.lora.layers import LORA_LAYERS, LoraLayer
 from minilora.lora.saved import ModulesToSaveWrapper
 from minilora.nn import Embedding, Module
 
-HEADS = ("lm_head",)  # what "all-linear" leaves out
+HEADS = {"lm_head"}  # what "all-linear" leaves out, with all that is within
 EMBEDDINGS = ("embed_tokens", "lm_head")  # of these PEFT saves the base weight too, where they are adapted
 _SEPARATE = re.compile(r"(q|k|v|query|key|value)(_proj|_lin)?")
 
@@ -80,7 +80,7 @@ def _is_target(config: LoraConfig, path: str, layer: Module) -> bool:
     if targets.lower() != "all-linear":
         return re.fullmatch(targets, path) is not None
     base = getattr(layer, "base_layer", layer)
-    return not isinstance(base, Embedding) and path.rpartition(".")[2] not in HEADS and _in_blocks(config, path)
+    return not isinstance(base, Embedding) and not HEADS & set(path.split(".")) and _in_blocks(config, path)
 
 
 def is_saved_whole(config: LoraConfig, path: str) -> bool:

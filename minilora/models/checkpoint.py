@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minilora.backend import placed
 from minilora.errors import ConfigError, FileFormatError, MiniloraError
 from minilora.files import atomic_write, load_safetensors, save_safetensors
 from minilora.models.families import family_of, find_family
@@ -105,7 +106,7 @@ def _build(path, kind: type[Module], config: ModelConfig, read, available: int) 
     except (MemoryError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} describes an impossible model: {error}") from error
     for name, p in model.named_parameters():
-        p.data = np.ascontiguousarray(read(name, p.shape), np.float32)
+        p.data = placed(np.ascontiguousarray(read(name, p.shape), np.float32))
     return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""Layers: Linear, Conv1D, QuantizedLinear, Embedding, RMSNorm, LayerNorm, Dropout, Activation.
+"""Layers: Linear, Conv1D, QuantizedLinear, Embedding, RMSNorm, LayerNorm, Dropout, Activation, Sequential.
 
 Weights are W (d_out, d_in): y = x Wᵀ + b. Conv1D's alone is stored transposed, (d_in, d_out).
 """
@@ -171,3 +171,26 @@ class Activation(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+class Sequential(Module):
+    """Modules one after the other, named "0", "1", ... as torch's are: a class around a head, say, that changes what
+    the head gives."""
+
+    def __init__(self, *modules: Module):
+        for i, module in enumerate(modules):
+            self[i] = module
+
+    def __setitem__(self, i: int, module: Module):
+        setattr(self, str(i), module)
+
+    def __getitem__(self, i: int) -> Module:
+        return vars(self)[str(i)]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _, module in self.children():
+            x = module(x)
+        return x

@@ -11,8 +11,8 @@ from minilora.nn.module import Module
 def quantize_model(
     model: Module, code: str = "nf4", blocksize: int | str | None = 64, double_quant: bool = True, skip=("lm_head",)
 ) -> Module:
-    """Quantize every Linear except those whose name ends in one of `skip`, as bitsandbytes' integration does, and every
-    Conv1D, which becomes the QuantizedLinear of its transposed weight.
+    """Quantize every Linear but those named, or within what is named, in `skip`, as bitsandbytes' integration does; and
+    every Conv1D, which becomes the QuantizedLinear of its transposed weight.
 
     The head, the embeddings and the norms stay float. In place; returns the model. Raises QuantizationError where
     there is no Linear left to quantize.
@@ -20,7 +20,7 @@ def quantize_model(
     layers = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, (Linear, Conv1D)) and path.rpartition(".")[2] not in skip
+        if isinstance(module, (Linear, Conv1D)) and not set(path.split(".")) & set(skip)
     }
     if not layers:
         raise QuantizationError("no Linear layer to quantize; was the model quantized before?")

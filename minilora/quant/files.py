@@ -20,6 +20,7 @@ import math
 
 import numpy as np
 
+from minilora.backend import to_numpy
 from minilora.errors import FileFormatError, QuantizationError
 from minilora.files import load_safetensors, save_safetensors
 from minilora.quant import double
@@ -37,7 +38,7 @@ def save(path, arrays: dict[str, QuantizedArray | np.ndarray]):
     arrays, and MiniloraError where the file cannot be written."""
     tensors = {}
     for name, array in arrays.items():
-        parts = to_tensors(name, array) if isinstance(array, QuantizedArray) else {name: array}
+        parts = to_tensors(name, array.to("cpu")) if isinstance(array, QuantizedArray) else {name: to_numpy(array)}
         if twice := sorted(parts.keys() & tensors.keys()):
             raise FileFormatError(
                 f"{twice[0]} is an array of its own and a part of a quantized one; rename one of them"

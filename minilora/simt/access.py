@@ -2,8 +2,8 @@
 
 ld, st, atom, red, cvta (PTX ISA, sections 9.7.9 Data Movement and 9.7.13 Parallel Synchronization). Lanes whose
 atomics meet at one address take turns, in the order of their numbers. A GPU may take another order, so that sums of
-floats differ in their last bits from one run to the next. Atomics that order other accesses (.acquire, .release) are
-refused: races.py has no rule for them.
+floats differ in their last bits from one run to the next. Accesses that order others (.acquire, .release) are refused,
+as are .relaxed loads and stores: races.py has no rule for them. A .volatile access is a plain one.
 """
 
 import re
@@ -18,8 +18,8 @@ from minilora.simt.instructions import TYPES
 from minilora.simt.operands import Lanes, vector
 
 SPACES = ("global", "shared", "const", "local", "param")
-HINTS = {"nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "weak", "volatile", "relaxed", "cta", "cluster", "gpu", "sys"}
-HINTS |= {"noftz", "aligned", "unaligned"}
+HINTS = {"nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "weak", "volatile"}  # of a load or a store
+SCOPES = {"relaxed", "cta", "cluster", "gpu", "sys", "noftz"}  # of an atomic
 
 
 def decode(machine, instruction) -> Callable[[Lanes], None] | None:
@@ -29,8 +29,8 @@ def decode(machine, instruction) -> Callable[[Lanes], None] | None:
     return kind(machine, instruction) if kind else None
 
 
-def _parts(instruction) -> tuple[str, int, str, list[str]]:
-    """(space or "generic", elements of a vector, type, other modifiers that matter)."""
+def _parts(instruction, harmless: set[str]) -> tuple[str, int, str, list[str]]:
+    """(space or "generic", elements of a vector, type, modifiers that are not harmless)."""
     *modifiers, type = instruction.modifiers
     space, count, rest = "generic", 1, []
     for modifier in modifiers:
@@ -38,7 +38,7 @@ def _parts(instruction) -> tuple[str, int, str, list[str]]:
             space = modifier
         elif modifier in ("v2", "v4", "v8"):
             count = int(modifier[1])
-        elif modifier not in HINTS and not modifier.startswith(("L1::", "L2::")):
+        elif modifier not in harmless and not modifier.startswith(("L1::", "L2::")):
             rest.append(modifier)
     return space, count, type, rest
 
@@ -57,12 +57,12 @@ def address(machine, operand: str, space: str) -> Callable[[Lanes], np.ndarray]:
 
 
 def _load(machine, instruction):
-    space, count, type, rest = _parts(instruction)
+    space, count, type, rest = _parts(instruction, HINTS)
     _refuse(rest)
     target = vector(instruction.operands[0]) or [instruction.operands[0]]
     writers = [machine.registers.writer(register, type) for register in target]
     dtype = np.dtype(TYPES[type])
-    if space == "param":  # what is written to it are the arguments of a call
+    if space == "param":
         return _load_parameter(machine, instruction, writers, dtype)
     where = address(machine, instruction.operands[1], space)
     memory, nbytes = machine.memory.typed(dtype), dtype.itemsize * count
@@ -90,7 +90,7 @@ def _load_parameter(machine, instruction, writers, dtype):
 
 
 def _store(machine, instruction):
-    space, count, type, rest = _parts(instruction)
+    space, count, type, rest = _parts(instruction, HINTS)
     _refuse(rest)
     if space == "param":
         raise SimulationError("calls are not supported: make the device function __forceinline__")
@@ -127,7 +127,7 @@ def _convert(machine, instruction):
 
 
 def _atomic(machine, instruction):
-    space, count, type, rest = _parts(instruction)
+    space, count, type, rest = _parts(instruction, SCOPES)
     if len(rest) != 1 or count != 1:
         _refuse(rest[:-1] or [f"v{count}"])
     operation = rest[0]
@@ -179,8 +179,8 @@ def _combination(operation: str, type: str, flush: bool) -> Callable:
         "inc": lambda old, b: np.where(old >= b, old - old, old + one),
         "dec": lambda old, b: np.where((old == 0) | (old > b), b, old - one),
     }
-    if operation not in functions:
-        raise SimulationError(f"atomic .{operation} is not supported; there are: {', '.join(functions)}")
+    if operation not in functions or ("16" in type and operation != "add"):
+        raise SimulationError(f"atomic .{operation}.{type} is not supported; there are: {', '.join(functions)}")
     if operation == "add" and type == "f32" and flush:
         return lambda old, b: floats.flush(floats.flush(old) + floats.flush(b))
     if operation == "add" and type == "f16x2":

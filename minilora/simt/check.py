@@ -55,9 +55,8 @@ def _check(machine, kind: str, region: Region, offsets, absolute, nbytes: int, l
         )
     if machine.counters is not None:
         number = machine.threads.number[lanes.index]
-        machine.counters.access(
-            machine.at, region.space, kind not in ("read",), offsets, nbytes, number >> 5, number & 31
-        )
+        write = kind != "read"
+        machine.counters.access(machine.at, region.space, write, offsets, nbytes, number >> 5, number & 31)
     for segment, some in parts:
         part = lanes if isinstance(some, slice) else Lanes(lanes.ids[some])
         if segment.read_only and kind != "read":

@@ -108,7 +108,7 @@ def select_by_sign(modifiers: list[str]) -> Operation:
     return Operation(type, (type, type, by), lambda a, b, c: np.where((flush(c) if ftz else c) >= 0, a, b))
 
 
-def test_property(modifiers: list[str]) -> Operation:
+def float_property(modifiers: list[str]) -> Operation:
     """testp, of f32 and f64."""
     what, type = modifiers
     tiny = np.finfo(TYPES[type]).tiny

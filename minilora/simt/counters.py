@@ -5,19 +5,20 @@
     print(counters.summary(weights=n))
     for row in counters.by_line(): print(row)
 
-Instructions are PTX's; a thread instruction is one that one thread executed. Of memory each row has, added up over warps:
+Instructions are PTX's; a thread instruction is one that one thread executed. Of memory each row has, summed over warps:
 
-global      Memory moves in sectors, 32 bytes at a multiple of 32. `sectors`: the different ones that the lanes of a warp
-            touch with one instruction. `least`: the different bytes that they ask for, in units of 32 bytes, rounded up.
-            efficiency = least / sectors: 1 for neighbours from a multiple of 32 and for one address in all lanes.
+global      Memory moves in sectors, 32 bytes at a multiple of 32. `sectors`: the different ones that the lanes of a
+            warp touch with one instruction. `least`: the different bytes that they ask for, in units of 32 bytes,
+            rounded up. efficiency = least / sectors: 1 for neighbours, and for one address in all lanes.
 shared      32 banks of 4 bytes, word i in bank i mod 32. `passes`: the most different words in one bank, so 1 where all
             lanes read one word; of an atomic, the most lanes. 8-byte accesses go by half warps, 16-byte ones by
             quarters. `fewest`: those halves or quarters, one pass each.
 constant    `passes`: the different words that a warp reads; `fewest`: one.
+local       only bytes: the compiler's own arrays and spills.
 
-(NVIDIA, CUDA C++ Programming Guide, "Device Memory Accesses", "Shared Memory"; Nsight Compute documentation, "Memory
-Tables".) A cache may hold a sector from an earlier instruction: `dram_bytes` counts each sector once for reading and once
-for writing, which is what a GPU with an endless second-level cache would ask of its memory.
+(NVIDIA, CUDA C++ Programming Guide, "Device Memory Accesses", "Shared Memory"; Nsight Compute, "Memory Tables".) A
+cache may hold a sector from an earlier instruction: `dram_bytes` counts each sector once for reading and once for
+writing, which is what a GPU with an endless second-level cache would ask of its memory.
 """
 
 from collections.abc import Iterable
@@ -25,7 +26,8 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from minilora.simt.ptx import Instruction, Kernel
+from minilora.errors import SimulationError
+from minilora.simt.ptx import Kernel
 
 SECTOR, BANKS, WORD = 32, 32, 4
 
@@ -125,6 +127,12 @@ class Counters:
 
     # The machine calls these
 
+    def start(self, kernel: Kernel):
+        """A launch of `kernel` begins."""
+        if self.kernel not in (None, kernel):
+            raise SimulationError(f"these counters hold {self.kernel.name}; take others for {kernel.name}")
+        self.kernel = kernel
+
     def issue(self, index: int, lanes: int, warps: int):
         count = self._count(index)
         count.lanes += lanes
@@ -135,39 +143,35 @@ class Counters:
         count = self._count(index)
         count.requests += len(np.unique(warps))
         count.bytes += nbytes * len(addresses)
-        name = self._instruction(index)
-        if space == "shared" or (name is not None and "const" in name.modifiers):
-            self._banks(count, addresses, nbytes, warps, lanes, space, name)
+        atomic = count.what.startswith(("atom.", "red."))
+        if space == "shared" or count.what.startswith("ld.const."):
+            self._banks(count, addresses, nbytes, warps, lanes, space == "shared", atomic)
         elif space == "global":
-            self._sectors(count, write, addresses, nbytes, warps)
-            if name is not None and name.name in ("atom", "red"):
-                self._touch(False, addresses)
+            self._sectors(count, addresses, nbytes, warps)
+            for written in {write, write and not atomic}:  # an atomic reads too
+                self._touch(written, addresses // SECTOR)
 
-    def _sectors(self, count: Count, write: bool, addresses, nbytes: int, warps):
+    def _sectors(self, count: Count, addresses, nbytes: int, warps):
         count.sectors += len(_unique(warps, addresses // SECTOR))  # aligned, so each lane's access lies in one
-        different = _unique(warps, addresses // nbytes) >> _BITS
-        _, each = np.unique(different, return_counts=True)  # of each warp
+        _, each = np.unique(_unique(warps, addresses // nbytes) >> 32, return_counts=True)  # of each warp
         count.least += int((-(-each * nbytes // SECTOR)).sum())
-        self._touch(write, addresses)
 
-    def _touch(self, write: bool, addresses):
-        sectors = addresses // SECTOR
-        most = int(sectors.max()) + 1
-        if most > len(self.touched[write]):
-            self.touched[write] = np.append(self.touched[write], np.zeros(2 * most - len(self.touched[write]), bool))
-        self.touched[write][sectors] = True
+    def _touch(self, written: bool, sectors):
+        room = int(sectors.max()) + 1 - len(self.touched[written])
+        if room > 0:
+            self.touched[written] = np.append(self.touched[written], np.zeros(room, bool))
+        self.touched[written][sectors] = True
 
-    def _banks(self, count: Count, addresses, nbytes: int, warps, lanes, space: str, instruction):
+    def _banks(self, count: Count, addresses, nbytes: int, warps, lanes, shared: bool, atomic: bool):
         words = max(nbytes // WORD, 1)
-        together = 32 if space != "shared" else 32 // words  # lanes that are served together
+        together = 32 // words if shared else 32  # lanes that are served together
         group = np.repeat(warps * 32 + lanes // together, words)
         word = (addresses[:, None] // WORD + np.arange(words)).reshape(-1)
-        if instruction is None or instruction.name not in ("atom", "red"):
-            key = _unique(group, word)
-            group, word = key >> _BITS, key & (1 << _BITS) - 1
-        bank = word % BANKS if space == "shared" else word * 0
-        key, times = np.unique(group << 8 | bank, return_counts=True)
-        first = np.flatnonzero(np.r_[True, (key[1:] >> 8) != (key[:-1] >> 8)])
+        if not atomic:
+            pairs = _unique(group, word)
+            group, word = pairs >> 32, pairs & 0xFFFFFFFF
+        served, times = np.unique(group * BANKS + (word % BANKS if shared else 0), return_counts=True)
+        first = np.flatnonzero(np.diff(served // BANKS, prepend=-1))  # of each group
         count.passes += int(np.maximum.reduceat(times, first).sum())
         count.fewest += len(first)
 
@@ -183,8 +187,8 @@ class Counters:
         for count in self.by_instruction():
             row = rows.setdefault(count.line, Count("", count.line))
             row.add(count)
-            if (count.sectors or count.passes) and count.what.split(" ")[0] not in row.what:
-                row.what = f"{row.what} {count.what.split(' ')[0]}".strip()
+            if count.requests and count.what not in row.what.split():
+                row.what = f"{row.what} {count.what}".strip()
         return [rows[line] for line in sorted(rows, key=lambda line: line or 0)]
 
     def summary(self, weights: int = 1) -> Summary:
@@ -196,20 +200,13 @@ class Counters:
         dram = SECTOR * int(self.touched[False].sum() + self.touched[True].sum())
         return Summary(weights, total(self.counts.values()), dram, by_name)
 
-    def _instruction(self, index: int) -> Instruction | None:
-        return self.kernel.instructions[index] if self.kernel else None
-
     def _count(self, index: int) -> Count:
         if index not in self.counts:
-            instruction = self._instruction(index)
-            what, line = (str(index), None) if instruction is None else (instruction.opcode, instruction.line)
-            self.counts[index] = Count(what, line)
+            instruction = self.kernel.instructions[index] if self.kernel else None
+            self.counts[index] = Count(instruction.opcode, instruction.line) if instruction else Count(f"#{index}")
         return self.counts[index]
 
 
-_BITS = 32  # of the lower half of a pair, packed in one number
-
-
 def _unique(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The different pairs, sorted, as a << 32 | b."""
-    return np.unique(a.astype(np.int64) << _BITS | b)
+    """The different pairs, sorted, as a 2^32 + b."""
+    return np.unique(a.astype(np.int64) << 32 | b)

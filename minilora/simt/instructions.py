@@ -42,7 +42,7 @@ def _find(name: str, modifiers: list[str], operands: tuple[str, ...]) -> Operati
     if name == "slct":
         return comparisons.select_by_sign(modifiers)
     if name == "testp":
-        return comparisons.test_property(modifiers)
+        return comparisons.float_property(modifiers)
     if name == "prmt":
         mode = type if type in PERMUTE_MODES else ""
         return Operation("b32", ("b32", "b32", "b32"), permute(mode))

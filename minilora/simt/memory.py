@@ -139,7 +139,7 @@ class Memory:
         self.global_ = glob
         self.region = {"global": glob, "const": glob, "shared": self.shared, "local": self.local}
         self.bytes = np.full(self.local.end, FREE, np.uint8)
-        self.views = {1: self.bytes}
+        self.views = {}
         for segment, data, _ in self.contents:
             self.bytes[segment.start : segment.start + segment.size] = data
 
@@ -170,15 +170,16 @@ class Memory:
     def regions_of(self, addresses: np.ndarray) -> list[tuple[Region, np.ndarray | None]]:
         """Where generic addresses lead: each region with the positions of those in it, None for all."""
         low, high = int(addresses.min()), int(addresses.max())
-        for region in (self.global_, self.shared, self.local):
-            if region.start <= low and (high < region.end or region is self.local):
+        windows = [r for r in (self.shared, self.local) if r.slots]
+        for region in (self.global_, *windows):
+            if region.start <= low and high < region.end:
                 return [(region, None)]
-        index = (addresses >= self.shared.start).astype(np.int64) + (addresses >= self.local.start)
-        all_ = (self.global_, self.shared, self.local)
-        return [(all_[i], np.flatnonzero(index == i)) for i in np.unique(index)]
+        inside = [(r, np.flatnonzero((addresses >= r.start) & (addresses < r.end))) for r in windows]
+        rest = np.setdiff1d(np.arange(len(addresses)), np.concatenate([[], *(some for _, some in inside)]))
+        return [(region, some) for region, some in [(self.global_, rest), *inside] if len(some)]
 
 
 def readable(name: str) -> str:
     """The variable's name in CUDA C: "tile" of _ZZ4gemmE4tile_$_0."""
-    match = re.search(r"E(\d+)([A-Za-z_]\w*?)(?:_?\$_\d+)?$", name)
+    match = re.search(r".*E(\d+)([A-Za-z_]\w*?)(?:_?\$_\d+)?$", name)
     return match[2][: int(match[1])] if name.startswith("_Z") and match else name

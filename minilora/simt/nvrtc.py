@@ -48,8 +48,8 @@ def available() -> bool:
 @functools.cache
 def _library() -> ctypes.CDLL:
     wheels = Path(sysconfig.get_path("purelib"), "nvidia")
-    found = sorted(wheels.glob("*/lib/libnvrtc.so.*")) + sorted(wheels.glob("*/bin/nvrtc64_*_0.dll"))
-    for path in [*(p for p in found if "builtins" not in p.name and "alt" not in p.name), _system()]:
+    found = [*sorted(wheels.glob("*/lib/libnvrtc.so.1?")), *sorted(wheels.glob("*/bin/nvrtc64_*_0.dll"))]
+    for path in [*found, ctypes.util.find_library("nvrtc")]:
         try:
             library = ctypes.CDLL(str(path)) if path else None
         except OSError:
@@ -58,10 +58,6 @@ def _library() -> ctypes.CDLL:
             library.nvrtcGetErrorString.restype = ctypes.c_char_p
             return library
     raise SimulationError(f"NVRTC, NVIDIA's compiler for CUDA C, is not here; {INSTALL}")
-
-
-def _system() -> str | None:
-    return ctypes.util.find_library("nvrtc")
 
 
 def _headers() -> list[str]:
@@ -80,6 +76,7 @@ def _compile(source: str, arch: str, options: tuple[str, ...], name: str, what: 
     try:
         if library.nvrtcCompileProgram(program, len(flags), array):
             log = _text(library, program, "ProgramLog").rstrip(b"\0").decode().strip()
+            log += "" if _headers() else f"\n(CUDA's headers are not here either; {INSTALL})"
             raise CompileError(f"{name} does not compile for {arch}:\n{log}")
         return _text(library, program, what)
     finally:

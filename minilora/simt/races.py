@@ -8,8 +8,7 @@ not race with each other, and order nothing; nor does a shuffle, a vote or a fen
 A race is found whichever order the simulator happened to run the threads in, so one run is enough. Each access gets a
 number, its event; `Clock` knows for each thread up to which event it is ordered after its block, its warp and each
 single lane, so that "is a before b" is a comparison (the epochs of FastTrack: Flanagan and Freund, PLDI 2009). Of each
-memory cell a `Shadow` keeps the last write, and of the reads (and of the atomics) the last and one by a thread as far
-from it as there was. Those are enough: a thread that is ordered after both is ordered after those forgotten.
+memory cell a `Shadow` keeps the last write, and of the reads and of the atomics two: see `Latest` why that is enough.
 """
 
 from dataclasses import dataclass
@@ -99,7 +98,12 @@ class Clock:
 
 
 class Latest:
-    """Of one kind of access, two to each cell: the last, and another by a thread far from it."""
+    """Of one kind of access, two to each cell: the last, and another by a thread as far from it as there was.
+
+    With full masks the two are enough. Threads of different blocks: whoever writes, one of them is in another block.
+    Of different warps: only a barrier of the block orders a thread after both, and it orders all. Of one warp: a full
+    bar.warp.sync orders all; with partial masks (`exact`) a third lane's access may stay unordered, so it is logged.
+    """
 
     def __init__(self, cells: int, clock: Clock):
         self.clock = clock
@@ -126,8 +130,9 @@ class Latest:
             best, best_far = np.where(better, record, best), np.where(better, distance, best_far)
         self.other[cells] = best
         if self.clock.exact:
-            for record, distance in [*zip(candidates, far, strict=True), (records, np.ones(len(cells)))]:
-                lost = (distance > 0) & (record != best) & (record != top)
+            for record in (*candidates, records):
+                lost = (best_far == 1) & (record != best) & (record != top)
+                lost &= self.clock.distance(record, threads) == 1
                 if lost.any():
                     self.log.append((cells[lost], record[lost]))
 
@@ -142,6 +147,9 @@ class Latest:
 
     def _logged(self, cells, threads):
         logged, records = (np.concatenate(parts) for parts in zip(*self.log, strict=True))
+        lane = (records & THREAD) - self.clock.first
+        useful = (lane >= 0) & (records >> 32 > self.clock.block[lane])  # others are ordered by their block's barrier
+        logged, records = logged[useful], records[useful]
         self.log = [(logged, records)]
         order = np.argsort(cells, kind="stable")
         at = np.searchsorted(cells[order], logged)

@@ -67,7 +67,7 @@ def name_of(case: Callable) -> str:
     return f"{case.func.__name__}({sizes})"
 
 
-RACE, BOUNDS, BARRIER, WARP = "race: ", "out of bounds", "barrier divergence", "waits for lane"
+RACE, BOUNDS, BARRIER, WARP = "race: ", "out of bounds", "barrier divergence", "left the kernel"
 Q, D, I8, V, G, T, R = (f"{name}.cu" for name in (
     "quantize_4bit", "dequantize_4bit", "int8", "gemv_4bit", "gemm_4bit", "gemm_4bit_tensor", "rows"
 ))  # fmt: skip

@@ -33,7 +33,8 @@ __global__ void pipeline(const float* x, float* y, int n) {
   int tiles = (n + 127) / 128, t = threadIdx.x;
   auto start = [&](int k) {
     int left = 4 * (n - 128 * k - 4 * t);
-    if (k < tiles) copy16(&tile[k % 2][4 * t], left > 0 ? x + 128 * k + 4 * t : x, left < 0 ? 0 : left > 16 ? 16 : left);
+    const float* from = left > 0 ? x + 128 * k + 4 * t : x;
+    if (k < tiles) copy16(&tile[k % 2][4 * t], from, left < 0 ? 0 : left > 16 ? 16 : left);
     commit();
   };
   start(0);
@@ -141,7 +142,7 @@ def test_sizes_and_zeros(cuda):
 def test_only_the_bytes_asked_for_are_read(cuda):
     y = np.zeros(32, np.int8)
     run(cuda, "sizes", 32, np.arange(11, dtype=np.int8), y)
-    with pytest.raises(SimulationError, match="out of bounds: .* byte 10 of argument 0"):
+    with pytest.raises(SimulationError, match=r"out of bounds: .* byte 10 of argument 0"):
         run(cuda, "sizes", 32, np.arange(10, dtype=np.int8), y)
 
 
@@ -192,5 +193,5 @@ def test_wait_group_leaves_the_last_groups(cuda, at):
 def test_other_asynchronous_copies_are_refused(cuda):
     source = """extern "C" __global__ void k(long long* p) {
       asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" :: "r"((unsigned)(size_t)p)); }"""
-    with pytest.raises(SimulationError, match="only cp.async with commit_group"):
+    with pytest.raises(SimulationError, match=r"only cp\.async with commit_group"):
         simt.launch(cuda(source), "k", 1, 1, [simt.Buffer(np.zeros(1, np.int64))])

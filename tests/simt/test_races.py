@@ -1,9 +1,9 @@
 """The race detector against an oracle: happens-before as sets of accesses, in plain Python, for random programs.
 
-A program is a list of steps. Some threads of each step load, store or do an atomic at given bytes; or a barrier, or warp
-barriers with random masks, order what is before and after. The oracle knows of each thread all accesses that happen
-before its next one; the detector keeps a few numbers a byte. They must agree on whether there is a race and in which
-step it shows first.
+A program is a list of steps. In some, a few threads load, store or do an atomic at given bytes; others are a barrier,
+or warp barriers with random masks, which order what is before and after. The oracle knows of each thread all accesses
+that happen before its next one; the detector keeps a few numbers a byte. They must agree on whether there is a race and
+in which step it shows first.
 """
 
 import re

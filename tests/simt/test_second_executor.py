@@ -117,8 +117,10 @@ SPECIAL = np.array(
 
 
 def test_float_functions_flush_subnormal_numbers():
-    """Pairs of special numbers: as -ftz=true has it, on both executors."""
-    x = np.stack(np.meshgrid(SPECIAL, SPECIAL), -1).reshape(-1, 2)
+    """Pairs of special numbers, and of any bits: as -ftz=true has it, on both executors."""
+    rng = np.random.default_rng(0)
+    special = np.stack(np.meshgrid(SPECIAL, SPECIAL), -1).reshape(-1, 2)
+    x = np.concatenate([special, rng.integers(0, 1 << 32, (1024 - len(special), 2), np.uint32).view(f32)])
     y, z = on_both(FLOATS, In(x), Out(np.empty((len(x), 8), f32)), Out(np.empty((len(x), 2), np.int32)), block=len(x))
     flushed = np.where(abs(x) < 2.0**-126, np.copysign(0, x), x).astype(f32)
     with np.errstate(all="ignore"):
@@ -175,6 +177,18 @@ def test_votes_of_the_lanes_of_a_mask(mask, bits):
         assert y[i].tolist() == [bits & mine, bits & mine != 0, bits & mine == mine]
 
 
+@given(st.integers(1, 32), st.integers(0, FULL), st.booleans())
+def test_lanes_that_have_left_are_not_waited_for(n, bits, late):
+    """CUDA C++ Programming Guide, "Warp Vote Functions": "all non-exited threads" of the mask take part."""
+    text = """extern "C" __global__ void k(const int* x, unsigned* y, int n, int late) {
+      int i = threadIdx.x;
+      if (late) __syncwarp();
+      if (i < n) { y[i] = __ballot_sync(~0u, x[i]); y[i] += __shfl_xor_sync(~0u, i, 0); } }"""
+    x = np.array([bits >> i & 1 for i in range(32)], np.int32)
+    y = on_both(text, In(x), Out(np.zeros(32, np.uint32)), np.int32(n), np.int32(late))[0]
+    assert y[:n].tolist() == [(bits & (1 << n) - 1) + i & FULL for i in range(n)]
+
+
 EXCHANGE = """
 extern "C" __global__ void k(const float* x, float* y) {
   WHERE float buffer[64];
@@ -217,11 +231,12 @@ WRONG = {  # text of a kernel of 64 threads, thread i -> what is said of it
     "if (i < 5) return; __syncthreads();": r"\(5, 0, 0\) waits at __syncthreads in line 3, .* \(4, 0, 0\) has ended",
     "if (i < 9) __syncthreads();": "has ended",
     "if (i < 9) __syncthreads();\nelse __syncthreads();": "waits elsewhere, at __syncthreads",
-    "if (i == 40) return; x[i] = __shfl_down_sync(~0u, i, 1);": r"\(32, 0, 0\) waits at __shfl_down_sync .*has ended",
-    "if (i % 2) x[i] = __shfl_xor_sync(~0u, i, 1);": "has ended",
+    "if (i == 40) return; x[i] = __shfl_down_sync(~0u, i, 1);": "__shfl_down_sync from lane 8, which does not",
+    "if (i % 2) x[i] = __shfl_xor_sync(~0u, i, 1);": r"from lane \d+, which does not take part",
+    "if (i == 3) __syncthreads(); else if (i > 3) __syncwarp();": r"\(3, 0, 0\) waits at __syncthreads",
     "if (i % 2) __syncwarp(); else __syncthreads();": "waits elsewhere, at",
     "__syncwarp(i == 3 ? 0xff : 0xf);": "not in its mask|with another mask",
-    "if (i % 2) x[i] = __shfl_xor_sync(0xaaaaaaaa, i, 1);": "from lane 30, which does not take part",
+    "if (i % 2) x[i] = __shfl_xor_sync(0xaaaaaaaa, i, 1);": "from lane 0, which does not take part",
     "x[i + 1] = 0;": "argument 0: written after the array",
     "x[i - 1] = 0;": "argument 0: written before the array",
     "const_cast<float*>(c)[i] = 1;": "argument 1: written, and const",

@@ -1,4 +1,4 @@
-"""Memory: each kind of load and store moves the right bytes; each kind of mistake is found, and its neighbour is not."""
+"""Memory: each kind of load and store moves the right bytes; each kind of mistake is found, what is right is not."""
 
 import ml_dtypes
 import numpy as np
@@ -62,7 +62,8 @@ __global__ void atomics(const u32* x, u32* y, float* f, u64* l, int n) {
   if (i >= n) return;
   u32 v = x[i];
   atomicAdd(y, v); atomicMin(y + 1, v); atomicMax(y + 2, v); atomicAnd(y + 3, v); atomicOr(y + 4, v);
-  atomicXor(y + 5, v); atomicMin((int*)y + 6, (int)v); atomicMax((int*)y + 7, (int)v); atomicInc(y + 8, 6); atomicDec(y + 9, 6);
+  atomicXor(y + 5, v); atomicMin((int*)y + 6, (int)v); atomicMax((int*)y + 7, (int)v);
+  atomicInc(y + 8, 6); atomicDec(y + 9, 6);
   atomicExch(y + 10, 77); atomicCAS(y + 11, 0u, 5u); atomicSub(y + 12, v);
   atomicAdd(f, (float)(v % 8)); atomicAdd(l, (u64)v << 20); atomicMax(l + 1, (u64)v << 30);
 }
@@ -79,9 +80,17 @@ __global__ void multiply(float* y, const float* x, int n) {   // an atomic that 
   u32 *at = (u32*)y, old = atomicAdd(at, 0u), seen;
   do { seen = old; old = atomicCAS(at, seen, __float_as_uint(__uint_as_float(seen) * x[i])); } while (old != seen);
 }
-__global__ void add_halves(__half2* y, __half h, int times) { for (int i = 0; i < times; ++i) atomicAdd(y, __half2half2(h)); }
+__global__ void add_halves(__half2* y, __half h, int times) {
+  for (int i = 0; i < times; ++i) atomicAdd(y, __half2half2(h));
+}
 __global__ void add_bfloat16(__nv_bfloat16* y, const __nv_bfloat16* x) { atomicAdd(y, x[threadIdx.x]); }
-__global__ void add_small(float* y, float v) { __shared__ float t; t = v; atomicAdd(&t, v); *y = t; atomicAdd(y + 1, v); }
+__global__ void add_small(float* y, float v) {
+  __shared__ float t;
+  t = v;
+  atomicAdd(&t, v);
+  *y = t;
+  atomicAdd(y + 1, v);
+}
 }
 """
 

@@ -36,7 +36,8 @@ __global__ void product(const u32* a, const u32* b, float* out, int n) {   // 16
   __syncthreads();
   if (threadIdx.x >= n) return;
   u32 x[4], y[2];
-  u32 at = (u32)__cvta_generic_to_shared(&left[t % 16][t / 16 * 4]), bt = (u32)__cvta_generic_to_shared(&right[t % 16][0]);
+  u32 at = (u32)__cvta_generic_to_shared(&left[t % 16][t / 16 * 4]);
+  u32 bt = (u32)__cvta_generic_to_shared(&right[t % 16][0]);
   float d[4] = {0, 0, 0, 0};
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at));
@@ -126,7 +127,7 @@ def shuffled(kind: str, x: np.ndarray, by: np.ndarray, width: int) -> list[int]:
     for lane in range(32):
         first, b = lane // width * width, int(by[lane])
         source = {"_": first + b % width, "up_": lane - b, "down_": lane + b, "xor_": lane ^ b}[kind]
-        if kind == "up_" and source < first or kind in ("down_", "xor_") and source >= first + width:
+        if (kind == "up_" and source < first) or (kind in ("down_", "xor_") and source >= first + width):
             source = lane
         result.append(int(x[source]))
     return result

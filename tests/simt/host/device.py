@@ -4,8 +4,9 @@
     packed, absmax = quantize_4bit(device, x, levels, 64)        # the launchers of minilora/backend/cuda
 
 It shares nothing with minilora.simt: another compiler, another model of barriers and of shuffles. Where the two differ,
-one of them or the kernel is wrong. It sees no races and no uninitialised memory; but a kernel that has either gives
-something else in another order of its threads and blocks, or NaN, which is what memory holds before it is written.
+one of them or the kernel is wrong. It sees no races and no uninitialised memory; but a kernel that has either mostly
+gives something else in another order of its threads and blocks, or NaN, which is what memory holds before it is
+written. An access far from any array may end the process.
 
 Inline PTX cannot be run: a kernel takes part if it has an alternative in C++ where __CUDA_ARCH__ is not defined.
 """

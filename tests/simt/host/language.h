@@ -108,9 +108,9 @@ inline T __ldg(const T* from) { return *from; }
 inline void __syncthreads(HOST_LINE) { host::barrier("__syncthreads", line); }
 inline void __syncwarp(unsigned mask = 0xffffffff, HOST_LINE) { host::gather(mask, 0, "__syncwarp", line); }
 inline unsigned __ballot_sync(unsigned mask, int vote, HOST_LINE) {
-  const host::Word* votes = host::gather(mask, vote != 0, "__ballot_sync", line);
+  const host::Gathered& votes = host::gather(mask, vote != 0, "__ballot_sync", line);
   unsigned y = 0;
-  for (unsigned l = 0; l < 32 && l < host::lanes(); ++l) y |= (mask >> l & 1) && votes[l] ? 1u << l : 0;
+  for (unsigned l = 0; l < 32; ++l) y |= (votes.lanes >> l & 1) && votes.values[l] ? 1u << l : 0;
   return y;
 }
 inline int __any_sync(unsigned mask, int vote, HOST_LINE) { return __ballot_sync(mask, vote, line) != 0; }
@@ -122,10 +122,10 @@ template <class T>
 inline T host_shuffle(unsigned mask, T value, int from, int first, int end, const char* what, int line) {
   host::Word word = 0;
   memcpy(&word, &value, sizeof value);
-  const host::Word* words = host::gather(mask, word, what, line);
+  const host::Gathered& all = host::gather(mask, word, what, line);
   const unsigned l = from >= first && from < end ? from : host::lane();
-  if (!(mask >> l & 1) || l >= host::lanes()) host::fail("line %d: %s from lane %u, which does not take part", line, what, l);
-  memcpy(&value, words + l, sizeof value);
+  if (!(all.lanes >> l & 1)) host::fail("line %d: %s from lane %u, which does not take part", line, what, l);
+  memcpy(&value, all.values + l, sizeof value);
   return value;
 }
 #define HOST_SHUFFLE(name, from, first, end)                                           \

@@ -2,10 +2,12 @@
 // has to wait for others. Blocks run one after another.
 //
 //     barrier:  wait until all threads of the block are at it (__syncthreads)
-//     gather:   wait until all lanes of a mask are at it, with a value each (shuffles, votes, __syncwarp)
+//     gather:   wait until all lanes of a mask, but those that have ended, are at it with a value each (shuffles, votes,
+//               __syncwarp)
 //
 // In what order threads and blocks run is a choice (forward, backward, random): what a kernel gives must not depend on
-// it. A thread that waits for one that has ended, or that waits elsewhere, would wait forever: that is an error.
+// it. Threads that wait for each other at different places would wait forever, and a barrier takes all threads: that is
+// an error.
 
 #pragma once
 #include <dlfcn.h>
@@ -31,6 +33,10 @@ namespace host {
 typedef unsigned long long Word;
 
 enum State { READY, AT_BARRIER, IN_WARP, ENDED };
+struct Gathered {
+  unsigned lanes;  // that took part
+  Word values[32];
+};
 struct Fibre {
   bool started;
   ucontext_t start;
@@ -39,9 +45,9 @@ struct Fibre {
   State state;
   const char* what;  // it waits for, and in which line of the .cu file
   int line;
-  unsigned mask;      // of the lanes that it waits for
-  Word value;         // for them
-  Word values[32];    // of them
+  unsigned mask;    // of the lanes that it waits for
+  Word value;       // for them
+  Gathered result;  // of them
 };
 const size_t STACK = 1 << 17;
 const unsigned MOST = 1024;
@@ -101,27 +107,34 @@ inline void barrier(const char* what, int line) {
 }
 
 inline unsigned lane() { return (self - fibres) % 32; }
-inline unsigned lanes() { return threads - (self - fibres - lane()); }  // of this warp and those after it
 
-// The values of the lanes of `mask`, an element for each lane of the warp.
-inline const Word* gather(unsigned mask, Word value, const char* what, int line) {
-  Fibre* warp = self - lane();
+inline const Gathered& gather(unsigned mask, Word value, const char* what, int line) {
   if (!(mask >> lane() & 1)) fail("line %d: %s by lane %u, which is not in its mask %#x", line, what, lane(), mask);
   self->state = IN_WARP, self->what = what, self->line = line, self->mask = mask, self->value = value;
-  for (unsigned l = 0; l < 32; ++l) {
+  wait();
+  return self->result;
+}
+
+// Lets the lanes go on that a lane waits for, if all are there.
+void complete(Fibre* warp, const Fibre& f) {
+  Gathered all = {};
+  for (unsigned l = 0; l < 32 && warp + l < fibres + threads; ++l) {
     const Fibre& other = warp[l];
-    if (mask >> l & 1 && &other < fibres + threads &&
-        (other.state != IN_WARP || other.mask != mask || other.line != line || strcmp(other.what, what))) {
-      wait();
-      return self->values;
-    }
+    if (!(f.mask >> l & 1) || other.state == ENDED) continue;
+    if (other.state != IN_WARP || other.mask != f.mask || other.line != f.line || strcmp(other.what, f.what)) return;
+    all.lanes |= 1u << l, all.values[l] = other.value;
   }
-  for (unsigned l = 0; l < 32; ++l)  // the last one is here
-    if (mask >> l & 1 && warp + l < fibres + threads) {
-      for (unsigned k = 0; k < 32; ++k) warp[l].values[k] = warp[k].value;
-      warp[l].state = READY;
-    }
-  return self->values;
+  for (unsigned l = 0; l < 32; ++l)
+    if (all.lanes >> l & 1) warp[l].result = all, warp[l].state = READY;
+}
+
+// After a thread has stopped: what did its warp wait for?
+void complete_warp(unsigned thread) {
+  Fibre *warp = fibres + thread / 32 * 32, &f = fibres[thread];
+  if (f.state == IN_WARP) complete(warp, f);
+  if (f.state == ENDED)
+    for (unsigned l = 0; l < 32 && warp + l < fibres + threads; ++l)
+      if (warp[l].state == IN_WARP) complete(warp, warp[l]);
 }
 
 void fail_as_all_wait() {
@@ -166,6 +179,7 @@ void run_block(Word order) {
     for (unsigned i = 0; i < threads; ++i)
       if (fibres[turn[i]].state == READY) {
         resume(fibres[turn[i]]);
+        complete_warp(turn[i]);
         ++ran;
       }
     for (Fibre* f = fibres; f < fibres + threads; ++f) {
