@@ -26,7 +26,7 @@ DEVICES = ("cpu", "cuda")
 _HOST = (np.ndarray, np.generic)
 _current = "numpy"
 # The package that an array's type comes from -> what serves it: an object with what backend/cupy.py has (xp, special,
-# to_numpy, kernels, require_gpu). CuPy is the one there is; the tests enter a stand-in for it.
+# to_numpy, managed_zeros, kernels, require_gpu). CuPy is the one there is; the tests enter a stand-in for it.
 _LIBRARIES: dict[str, Callable] = {"cupy": lambda: import_module("minilora.backend.cupy")}
 
 
@@ -77,6 +77,11 @@ def like(x, array):
     """x where `array` lives; already there, itself."""
     xp = array_namespace(array)
     return x if xp is array_namespace(x) else xp.asarray(to_numpy(x))
+
+
+def managed_zeros(x, size: int, dtype):
+    """Zeros (size,) beside x, a GPU's array, that may be more than the GPU's memory holds."""
+    return _library(x).managed_zeros(size, dtype)
 
 
 def to_device(x, device: str):

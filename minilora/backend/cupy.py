@@ -62,6 +62,13 @@ def to_numpy(x) -> np.ndarray:
     return xp.asnumpy(x)
 
 
+def managed_zeros(size: int, dtype):
+    """Zeros that the driver moves between GPU and host, a page at a time, as they are touched (unified memory)."""
+    array = xp.ndarray((size,), dtype, memptr=xp.cuda.malloc_managed(size * np.dtype(dtype).itemsize))
+    array.fill(0)
+    return array
+
+
 def kernels() -> DeviceKernels:
     return _kernels(xp.cuda.runtime.getDevice())
 

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from minilora.bench import kernels
-from minilora.bench.kernels import GPUS, Gate, MachineRow, RunRow, instructions_per_byte, passes_per_byte
+from minilora.bench.kernels import GPUS, Gate, MachineRow, RunRow, instructions_per_byte, clocks_per_byte
 from minilora.bench.ladders import LADDERS
 from minilora.errors import DataError
 from minilora.files import atomic_write
@@ -66,11 +66,13 @@ def sections(machine: list[MachineRow], runs: list[RunRow], gates: list[Gate]) -
 
 def aligned(text: str) -> str:
     """The same table with columns of equal width, for a terminal."""
-    lines = [line.strip("| ").split(" | ") if line.startswith("|") else [line] for line in text.splitlines()]
+    lines = [line[2:-2].split(" | ") if line.startswith("|") else [line] for line in text.splitlines()]
     cells = [line for line in lines if len(line) > 1]
     widths = [max(len(line[i]) for line in cells if i < len(line)) for i in range(max(map(len, cells)))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() if len(line) > 1 else line[0]
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
+        if len(line) > 1
+        else line[0]
         for line in lines
         if not line[0].startswith("---")
     )
@@ -85,7 +87,7 @@ def gpus_table() -> str:
     """What a GPU may spend on a byte, and on a weight of half a byte with double-quantized scales, while it arrives."""
     rows = []
     for gpu, (processors, ghz, bandwidth) in GPUS.items():
-        instructions, passes = instructions_per_byte(gpu), passes_per_byte(gpu)
+        instructions, passes = instructions_per_byte(gpu), clocks_per_byte(gpu)
         rows.append((gpu, processors, ghz, bandwidth, f"{instructions:.1f}", f"{instructions * 0.516:.1f}",
                      f"{passes:.3f}", f"{passes * 0.516:.4f}"))  # fmt: skip
     heads = ["", "multiprocessors", "GHz", "GB/s", "instructions a byte", "a weight (0.516 bytes)",
@@ -113,7 +115,7 @@ def run_table(runs: list[RunRow]) -> str:
         rows.append((f"v{r.version}", f"{r.instructions:.4g}", f"{r.moved:.4g}", f"{r.memory:.4g}",
                      _share(r.efficiency), _share(r.lookup_efficiency), f"{r.passes:.4f}", _factor(r.conflicts),
                      _factor(r.lookup_conflicts), _share(r.active)))  # fmt: skip
-    heads = [f"a {runs[0].unit}", "instructions", "bytes moved", "bytes of memory", "sector efficiency", "look-ups'",
+    heads = [f"per {runs[0].unit}", "instructions", "bytes moved", "bytes of memory", "sector efficiency", "look-ups'",
              "passes", "conflicts", "look-ups'", "lanes active"]  # fmt: skip
     return f"{runs[0].sizes}:\n\n" + table(heads, rows)
 
@@ -128,7 +130,11 @@ def machine_table(machine: list[MachineRow]) -> str:
             cells.setdefault((row.ladder, row.version, row.function), {})[row.arch] = text
             cells[row.ladder, row.version, row.function]["shared"] = row.shared + row.dynamic
     rows = [
-        (function + (" (transposed)" if "transposed" in ladder else ""), found["shared"], *(found.get(arch, "-") for arch in archs))
+        (
+            function + (" (transposed)" if "transposed" in ladder else ""),
+            found["shared"],
+            *(found.get(arch, "-") for arch in archs),
+        )
         for (ladder, _, function), found in cells.items()
     ]
     return table(["", "shared memory", *(f"sm_{arch}" for arch in archs)], rows)
@@ -150,15 +156,17 @@ def table(heads: list[str], rows: list[tuple], align: str = "") -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [heads, rules, *rows])
 
 
-def _share(value: float) -> str:
-    return f"{value:.1%}"
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
-def _factor(value: float) -> str:
-    return f"{value:.2f}x"
+def _factor(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
 
 
-def roofline(runs: list[RunRow], names: tuple[str, ...] = ("gemv_4bit", "dequantize_4bit_double", "quantize_4bit")) -> str:
+def roofline(
+    runs: list[RunRow], names: tuple[str, ...] = ("gemv_4bit", "dequantize_4bit_double", "quantize_4bit")
+) -> str:
     """SVG: steps by the instructions that they spend on a byte of memory; right of a GPU's line, issuing them takes
     longer than the memory."""
     left, right, low, high = 170, 20, 0.5, 200.0

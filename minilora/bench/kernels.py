@@ -4,9 +4,9 @@
     runs = run_rows()                     # instructions, bytes, sectors, bank conflicts: counted on the simulated GPU
     failed = [gate for gate in gates(machine, runs) if not gate.passed]
 
-No figure is a time. A GPU runs a kernel no faster than the slowest of three things allows: bringing its bytes from
-memory, issuing its instructions, and serving its shared memory. `GPUS` has what each GPU allows of the second and the
-third while a byte arrives (Williams, Waterman, Patterson, "Roofline", Communications of the ACM 52(4), 2009).
+No figure is a time. A GPU runs a kernel no faster than the slowest of four things allows: bringing its bytes from
+memory, issuing its instructions, moving sectors through its cache, and serving its shared memory. `GPUS` has what each
+GPU can do of the others while a byte arrives (Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009).
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from minilora.simt.counters import SECTOR, Count, Counters, total
 from minilora.simt.occupancy import occupancy
 
 ARCHS = (75, 80, 90, 120)
+CACHE = 128  # bytes that the cache of a multiprocessor gives a clock, at most
 SIMULATED = 80  # the least that has what the last steps use
 GPUS = {  # multiprocessors, GHz, GB/s, of NVIDIA's whitepapers and data sheets (the clock, of the peak rates given there)
     "H100 SXM": (132, 1.775, 3350),
@@ -37,13 +38,13 @@ GPUS = {  # multiprocessors, GHz, GB/s, of NVIDIA's whitepapers and data sheets 
 
 def instructions_per_byte(gpu: str) -> float:
     """Thread instructions that it issues while a byte arrives: four warps a clock and multiprocessor."""
+    return 4 * 32 * clocks_per_byte(gpu)
+
+
+def clocks_per_byte(gpu: str) -> float:
+    """Clocks of all multiprocessors together meanwhile; in each, one pass through the banks of shared memory."""
     processors, ghz, bandwidth = GPUS[gpu]
-    return processors * 4 * 32 * ghz / bandwidth
-
-
-def passes_per_byte(gpu: str) -> float:
-    """Passes through the banks of shared memory meanwhile: one a clock and multiprocessor."""
-    return instructions_per_byte(gpu) / 128
+    return processors * ghz / bandwidth
 
 
 class Recorder(SimulatedDevice):
@@ -134,8 +135,8 @@ class RunRow:
     Of a `unit` (a weight, a product, ...): instructions, PTX instructions that threads executed; moved, bytes of the
     sectors that each warp asks for at a time; memory, bytes of those sectors, each once a launch; passes, of a warp
     through the banks of shared memory. efficiency: the least number of sectors over those that are moved. conflicts:
-    passes over the fewest. Both leave out look-ups (lookups.py), which are apart: lookup_efficiency, lookup_conflicts.
-    active: lanes at work, of all lanes in the warps that execute.
+    passes over the fewest. Both leave out look-ups (lookups.py), which are apart: lookup_efficiency, lookup_conflicts;
+    None where there is no such access. active: lanes at work, of all lanes in the warps that execute.
     """
 
     ladder: str
@@ -145,11 +146,11 @@ class RunRow:
     instructions: float
     moved: float
     memory: float
-    efficiency: float
-    lookup_efficiency: float
+    efficiency: float | None
+    lookup_efficiency: float | None
     passes: float
-    conflicts: float
-    lookup_conflicts: float
+    conflicts: float | None
+    lookup_conflicts: float | None
     active: float
 
     def bound(self, gpu: str) -> tuple[str, float]:
@@ -157,7 +158,8 @@ class RunRow:
         busy = {
             "memory": 1.0,
             "instructions": self.instructions / self.memory / instructions_per_byte(gpu),
-            "shared memory": self.passes / self.memory / passes_per_byte(gpu),
+            "shared memory": self.passes / self.memory / clocks_per_byte(gpu),
+            "cache": self.moved / CACHE / self.memory / clocks_per_byte(gpu),
         }
         what = max(busy, key=busy.get)
         return what, busy[what]
@@ -182,9 +184,13 @@ def _run_row(ladder: Ladder, version: int, arch: int) -> RunRow:
     both = total(parts.values())
     return RunRow(
         ladder.name, version, ladder.sizes, ladder.unit, both.lanes / ladder.work, SECTOR * both.sectors / ladder.work,
-        memory / ladder.work, rest.efficiency, apart.efficiency, both.passes / ladder.work, rest.conflicts,
-        apart.conflicts, both.active,
+        memory / ladder.work, _if(rest.sectors, rest.efficiency), _if(apart.sectors, apart.efficiency),
+        both.passes / ladder.work, _if(rest.fewest, rest.conflicts), _if(apart.fewest, apart.conflicts), both.active,
     )  # fmt: skip
+
+
+def _if(there: int, value: float) -> float | None:
+    return value if there else None
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ def gates(machine: list[MachineRow], runs: list[RunRow]) -> list[Gate]:
     spread = [row for row in last if row.ladder.startswith("dequantize_4bit")]
     gemv = [row for row in last if row.ladder == "gemv_4bit"]
     tensor = [row for row in machine if "tensor" in row.function]
-    vectors = [row for row in machine if row.function == "gemv_4bit_v4"]
+    vectors = [row for row in machine if row.function == "gemv_4bit_v4" and row.ladder == "gemv_4bit"]
     stores = [row for row in machine if re.fullmatch("dequantize_4bit(_double)?_v3", row.function)]
     wanted = [
         _most("spilled registers, and bytes of local memory", machine, "spills", 0),
@@ -228,7 +234,7 @@ def _most(name: str, rows, figure: str, limit: float) -> Gate | None:
 
 
 def _least(name: str, rows, figure: str, limit: float) -> Gate | None:
-    rows = list(rows)
+    rows = [row for row in rows if getattr(row, figure) is not None]
     worst = min(rows, key=lambda row: getattr(row, figure), default=None)
     return worst and _gate(name, f"at least {limit:g}", worst, figure, getattr(worst, figure) >= limit, rows)
 

@@ -50,8 +50,8 @@ def _modules(model: Module):
     modules = dict(model.named_modules())
     for path, module in modules.items():
         parent = path.rpartition(".")[0]
-        alone = path and isinstance(modules[parent], Sequential) and len(modules[parent]) == 1
-        yield parent if alone else path, module
+        around = modules.get(parent) if path else None
+        yield parent if isinstance(around, Sequential) and len(around) == 1 else path, module
 
 
 def _arrays(module: Module):

@@ -9,12 +9,15 @@ import numpy as np
 from minilora.backend import placed
 from minilora.errors import ConfigError, FileFormatError, MiniloraError
 from minilora.files import atomic_write, load_safetensors, save_safetensors
+from minilora.models import quantized
 from minilora.models.families import family_of, find_family
 from minilora.models.gguf import read_gguf
+from minilora.models.templates import Template
 from minilora.models.tokenizer import Tokenizer
 from minilora.nn import BertModel, CausalLM, Linear, Module, TransformerConfig
 from minilora.nn.language_model import ModelConfig
 from minilora.nn.layers import Conv1D
+from minilora.quant.files import gather
 
 _INDEX = "model.safetensors.index.json"  # of a model in several files
 GGUF_NAMES = {  # Hugging Face's name of a layer's tensor -> GGUF's
@@ -93,8 +96,9 @@ def _checked(path, make: Callable, *args, **fields):
         raise FileFormatError(f"{path} describes a model that cannot be built: {error}") from error
 
 
-def _build(path, kind: type[Module], config: ModelConfig, read, available: int) -> Module:
-    """Fill a model parameter by parameter: read(name, shape) -> array. available: weights that the file can hold."""
+def _build(path, kind: type[Module], config: ModelConfig, read, available: int, put=lambda model: None) -> Module:
+    """Fill a model parameter by parameter: read(name, shape) -> array. available: weights that the file can hold.
+    put(model): puts layers in place that are not float."""
     d, heads = config.hidden_size, config.num_attention_heads
     kv_heads, hd = getattr(config, "num_key_value_heads", heads), getattr(config, "head_dim", d // heads)
     layer = 2 * d * hd * (heads + kv_heads) + 2 * d * config.intermediate_size
@@ -105,6 +109,7 @@ def _build(path, kind: type[Module], config: ModelConfig, read, available: int) 
         model = kind(config, seed=None)
     except (MemoryError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} describes an impossible model: {error}") from error
+    put(model)
     for name, p in model.named_parameters():
         p.data = placed(np.ascontiguousarray(read(name, p.shape), np.float32))
     return model.eval()
@@ -135,14 +140,14 @@ def _gguf_tokenizer(path, metadata: dict) -> Tokenizer:
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     if not isinstance(eos, int) or not 0 <= eos < len(tokens):
         raise FileFormatError(f"{path}: eos_token_id is {eos!r}, of {len(tokens)} tokens")
-    template = "chatml" if "<|im_start|>" in str(metadata.get("tokenizer.chat_template", "")) else None
+    template = Template.read(metadata.get("tokenizer.chat_template"))
     bos = metadata.get("tokenizer.ggml.bos_token_id") if metadata.get("tokenizer.ggml.add_bos_token") else None
     return Tokenizer(backend, eos, bos, template)
 
 
 def load_folder(path) -> tuple[Module, Tokenizer | None]:
-    """A Hugging Face folder of a family that we have: config.json, model.safetensors (or its shards), tokenizer.json if
-    there is one. Raises FileFormatError."""
+    """A Hugging Face folder of a family that we have: config.json, model.safetensors (or its shards), float or in
+    bitsandbytes' 4 bits; tokenizer.json if there is one. Raises FileFormatError."""
     path = Path(path)
     try:
         fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -150,9 +155,12 @@ def load_folder(path) -> tuple[Module, Tokenizer | None]:
         raise FileFormatError(f"{path} is not a model folder: config.json cannot be read ({error})") from error
     if not isinstance(fields, dict):
         raise FileFormatError(f"{path} is not a model folder: config.json is not a JSON object")
-    family = _checked(path, find_family, fields)
+    family, four_bits = _checked(path, find_family, fields), _checked(path, quantized.is_quantized, fields)
     config = _checked(path, family.read, fields)
     arrays = _checked(path, family.tensors, _read_shards(path), config)
+    available = 64 * sum(a.size for a in arrays.values())
+    if four_bits:
+        arrays = _checked(path, gather, arrays, np.float32)
 
     def read(name: str, shape):
         if name not in arrays:
@@ -161,25 +169,39 @@ def load_folder(path) -> tuple[Module, Tokenizer | None]:
             raise FileFormatError(f"{path}: {name!r} has shape {arrays[name].shape}; config.json asks for {shape}")
         return arrays.pop(name)
 
-    model = _build(path, family.model, config, read, 64 * sum(a.size for a in arrays.values()))
+    model = _build(path, family.model, config, read, available, lambda model: quantized.put(model, arrays))
+    if four_bits and not model.quantized():
+        raise FileFormatError(f"{path}: by config.json's quantization_config it is in 4 bits, and no tensor is")
     if arrays:
         raise FileFormatError(f"{path} has {len(arrays)} tensors that the model lacks, the first {min(arrays)!r}")
     file = path / "tokenizer.json"
     if not file.exists():
         return model, None
-    bert = {"eos_token": "[SEP]", "bos_token": "[CLS]"} if isinstance(model, BertModel) else None
-    return model, Tokenizer.from_file(file, **(bert or _special_tokens(path)))
+    if isinstance(model, BertModel):
+        return model, Tokenizer.from_file(file, "[SEP]", "[CLS]")
+    return model, Tokenizer.from_file(file, **_special_tokens(path), chat_template=_chat_template(path))
+
+
+def _tokenizer_config(path: Path) -> dict:
+    try:
+        fields = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _special_tokens(path: Path) -> dict[str, str | None]:
     """The tokens that end a text and, where the tokenizer adds one, that begin it, as tokenizer_config.json says."""
-    try:
-        fields = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
-        keys = ("eos_token", "bos_token") if fields.get("add_bos_token") else ("eos_token",)
-        values = {key: fields[key] for key in keys if fields.get(key)}
-        return {key: v["content"] if isinstance(v, dict) else v for key, v in values.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    fields = _tokenizer_config(path)
+    keys = ("eos_token", "bos_token") if fields.get("add_bos_token") else ("eos_token",)
+    values = {key: fields[key] for key in keys if fields.get(key)}
+    return {key: v.get("content") if isinstance(v, dict) else v for key, v in values.items()}
+
+
+def _chat_template(path: Path) -> Template | None:
+    """From the file of its own that newer folders have, or from tokenizer_config.json."""
+    file = path / "chat_template.jinja"
+    return Template.read(file.read_text(encoding="utf-8") if file.exists() else _tokenizer_config(path).get(file.stem))
 
 
 def _read_shards(path: Path) -> dict[str, np.ndarray]:
@@ -197,12 +219,12 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
 
 
 def _weights(model: Module, plain: Module) -> dict[str, np.ndarray]:
-    """The model's arrays under the names and in the shapes of `plain`, a fresh model of its configuration."""
+    """The model's float arrays under the names and in the shapes of `plain`, a fresh model of its configuration."""
     arrays, modules = model.state_dict(), dict(model.named_modules())
     for path, layer in plain.named_modules():
         if isinstance(layer, Conv1D) and isinstance(modules.get(path), Linear):  # merged after it was quantized
             arrays[f"{path}.weight"] = arrays[f"{path}.weight"].T
-    if differing := arrays.keys() ^ plain.state_dict().keys():
+    if differing := arrays.keys() ^ plain.state_dict().keys() - {f"{path}.weight" for path in model.quantized()}:
         raise FileFormatError(
             f"{len(differing)} tensors are not in both the model and its family's files, the first {min(differing)!r}; "
             "has it adapters still? merge_and_unload() them first"
@@ -211,12 +233,11 @@ def _weights(model: Module, plain: Module) -> dict[str, np.ndarray]:
 
 
 def save_folder(model: Module, tokenizer: Tokenizer | None, folder, dtype=np.float32):
-    """Write a float model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json. Raises
-    FileFormatError where the family's files cannot hold it, as a quantized model or GPT-2 with RMSNorm, and
-    MiniloraError where the folder cannot be made."""
-    if model.quantized():
-        raise FileFormatError("only a float model has a Hugging Face file format; this one is quantized "
-                              "(merge_and_unload() without requantize gives a float one)")  # fmt: skip
+    """Write a model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json. dtype: of what is float.
+
+    A quantized model becomes one that transformers loads with bitsandbytes. Raises FileFormatError where the family's
+    files cannot hold it, as GPT-2 with RMSNorm or a model in 8 bits, and MiniloraError where the folder cannot be made.
+    """
     try:
         kind, family = family_of(model)
     except ConfigError as error:
@@ -226,6 +247,9 @@ def save_folder(model: Module, tokenizer: Tokenizer | None, folder, dtype=np.flo
     for name in ("bos_token_id", "eos_token_id"):
         fields[name] = getattr(tokenizer, name, None)
     arrays = {name: array.astype(dtype) for name, array in _weights(model, family.model(model.config, None)).items()}
+    if model.quantized():
+        fields["quantization_config"] = quantized.quantization_config(model)
+        arrays |= quantized.quantized_tensors(model)
     if (folder / _INDEX).exists():
         raise FileFormatError(f"{folder} holds a model in several files, which would be read instead of this one; "
                               "choose another folder")  # fmt: skip
@@ -238,6 +262,8 @@ def save_folder(model: Module, tokenizer: Tokenizer | None, folder, dtype=np.flo
         tokens = {"eos_token": tokenizer.token(tokenizer.eos_token_id)}
         if tokenizer.bos_token_id is not None:
             tokens |= {"bos_token": tokenizer.token(tokenizer.bos_token_id), "add_bos_token": True}
+        if tokenizer.chat_template is not None:
+            tokens["chat_template"] = tokenizer.chat_template.jinja()
         atomic_write(folder / "tokenizer_config.json", json.dumps(tokens, indent=2) + "\n")
         atomic_write(folder / "tokenizer.json", tokenizer.to_json())
     atomic_write(folder / "config.json", json.dumps(fields, indent=2) + "\n")

@@ -257,8 +257,6 @@ def find_family(fields: dict) -> Family:
     kind = fields.get("model_type", "llama")
     if kind not in FAMILIES:
         raise ConfigError(f"model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
-    if fields.get("quantization_config"):
-        raise ConfigError("quantization_config: stored quantized weights are not read; load the float model instead")
     return FAMILIES[kind]
 
 

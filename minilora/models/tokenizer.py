@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from minilora.errors import FileFormatError
+from minilora.models.templates import Pieces, Template, plain_pieces
 
 END_OF_TEXT = "<|endoftext|>"
 # Newline with its indentation, spaces, words split at a change of case, single digits, single signs.
@@ -16,15 +17,19 @@ _SOURCE_WORDS = r"\n *| +|[A-Z]?[a-z]+|[A-Z]+|[0-9]|[^A-Za-z0-9\s]|\s"
 
 class Tokenizer:
     """Text to token numbers and back. eos_token_id ends a text, bos_token_id, if any, begins it.
-    chat_template is "chatml" or None."""
+    chat_template: how the model writes conversations, where it says so (see templates.py)."""
 
-    def __init__(self, backend, eos_token_id: int, bos_token_id: int | None = None, chat_template: str | None = None):
+    def __init__(
+        self, backend, eos_token_id: int, bos_token_id: int | None = None, chat_template: Template | None = None
+    ):
         self.backend = backend
         self.eos_token_id, self.bos_token_id = eos_token_id, bos_token_id
         self.chat_template = chat_template
 
     @classmethod
-    def from_file(cls, path, eos_token: str = END_OF_TEXT, bos_token: str | None = None) -> "Tokenizer":
+    def from_file(
+        cls, path, eos_token: str = END_OF_TEXT, bos_token: str | None = None, chat_template: Template | None = None
+    ) -> "Tokenizer":
         """Read a tokenizer.json. Raises FileFormatError where there is none or it lacks a token."""
         import tokenizers
 
@@ -38,7 +43,7 @@ class Tokenizer:
         for token in (eos_token, bos_token):
             if token is not None and backend.token_to_id(token) is None:
                 raise FileFormatError(f"{path} has no token {token!r} to begin or end a text with")
-        return cls(backend, backend.token_to_id(eos_token), bos_token and backend.token_to_id(bos_token))
+        return cls(backend, backend.token_to_id(eos_token), bos_token and backend.token_to_id(bos_token), chat_template)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -95,9 +100,22 @@ class Tokenizer:
     def to_json(self) -> str:
         return self.backend.to_str()
 
-    def apply_chat_template(self, user: str, system: str | None = None) -> str:
-        """The prompt of a one-turn conversation in ChatML, up to where the assistant's answer begins."""
-        if self.chat_template != "chatml":
-            return user
-        system = system or "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-        return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    def prompt(self, text: str, parse_special: bool = False) -> list[int]:
+        """The tokens of a text to go on from, begun as texts are, unless the text itself begins so (a template's)."""
+        ids, begin = self.encode(text, parse_special), self.begin()
+        return ids if ids[: len(begin)] == begin else begin + ids
+
+    def chat_pieces(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> Pieces:
+        """A conversation, [{"role": "user", "content": "..."}, ...], as texts, and whether each is what the assistant
+        says, with the token that ends it: what a model is to learn. Encode them with parse_special.
+
+        Raises DataError for messages that are none, ConfigError where the model's template is of a kind we do not read.
+        """
+        if self.chat_template is not None:
+            return self.chat_template.pieces(messages, add_generation_prompt)
+        begin = "".join(map(self.token, self.begin()))
+        return plain_pieces(messages, begin, self.token(self.eos_token_id), add_generation_prompt)
+
+    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+        """The conversation as one text; add_generation_prompt: up to where the assistant's answer begins."""
+        return "".join(text for text, _ in self.chat_pieces(messages, add_generation_prompt))

@@ -29,6 +29,10 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = v.data
         return Tensor(self.keys[layer, :, :, :end]), Tensor(self.values[layer, :, :, :end])
 
+    def keep(self, rows: np.ndarray):
+        """Forget the rows of the batch that are not among these, given as booleans or numbers."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
 
 @dataclass
 class Context:

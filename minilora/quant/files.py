@@ -50,13 +50,18 @@ def save(path, arrays: dict[str, QuantizedArray | np.ndarray]):
 def load(path) -> dict[str, QuantizedArray | np.ndarray]:
     """The arrays of a file by name, those with a quant_state as QuantizedArray. Raises FileFormatError for a file that
     is damaged or whose parts do not fit together."""
-    tensors, _ = load_safetensors(path)
-    arrays, names = dict(tensors), {key.partition(_STATE)[0] for key in tensors if _STATE in key}
-    for name in names:
-        try:
-            arrays[name] = from_tensors(name, tensors)
-        except QuantizationError as error:
-            raise FileFormatError(f"{path}: {error}") from error
+    try:
+        return gather(load_safetensors(path)[0])
+    except QuantizationError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
+def gather(tensors: dict[str, np.ndarray], dtype=None) -> dict[str, QuantizedArray | np.ndarray]:
+    """A file's tensors with those that have a quant_state put together. dtype: what these are to dequantize to, where
+    it is not what the file says. Raises QuantizationError."""
+    arrays = dict(tensors)
+    for name in {key.partition(_STATE)[0] for key in tensors if _STATE in key}:
+        arrays[name] = from_tensors(name, tensors, dtype)
         for key in tensors:
             if key.startswith(name + _STATE) or (key.startswith(name) and key[len(name) :] in _PARTS):
                 del arrays[key]
@@ -85,8 +90,8 @@ def to_tensors(name: str, q: QuantizedArray) -> dict[str, np.ndarray]:
     return tensors
 
 
-def from_tensors(name: str, tensors: dict[str, np.ndarray]) -> QuantizedArray:
-    """The inverse. Raises QuantizationError, saying what does not fit."""
+def from_tensors(name: str, tensors: dict[str, np.ndarray], dtype=None) -> QuantizedArray:
+    """The inverse. Raises QuantizationError, saying what does not fit. dtype: see gather."""
     keys = [key for key in tensors if key.startswith(name + _STATE)]
     if len(keys) != 1:
         raise QuantizationError(f"{name!r} needs one {name}{_STATE}..., and has {len(keys)}")
@@ -97,7 +102,9 @@ def from_tensors(name: str, tensors: dict[str, np.ndarray]) -> QuantizedArray:
     packed = _part(tensors, name, np.int8 if code == "int8" else np.uint8, size if code == "int8" else -(-size // 2))
     if code != "int8":
         _same_levels(tensors, f"{name}.quant_map", CODES[code])
-    dtype = _bfloat16() if state["dtype"] == "bfloat16" else np.dtype(state["dtype"])
+    if dtype is None:
+        dtype = _bfloat16() if state["dtype"] == "bfloat16" else state["dtype"]
+    dtype = np.dtype(dtype)
     if nested is None:
         absmax = _part(tensors, f"{name}.absmax", np.float32, blocks)
         return QuantizedArray(code, packed, tuple(shape), dtype, blocksize, absmax)

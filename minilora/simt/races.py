@@ -148,18 +148,18 @@ class Latest:
     def _logged(self, cells, threads):
         logged, records = (np.concatenate(parts) for parts in zip(*self.log, strict=True))
         lane = (records & THREAD) - self.clock.first
-        useful = (lane >= 0) & (records >> 32 > self.clock.block[lane])  # others are ordered by their block's barrier
+        useful = (lane >= 0) & (records >> 32 > self.clock.block[np.maximum(lane, 0)])  # not before a block's barrier
         logged, records = logged[useful], records[useful]
         self.log = [(logged, records)]
         order = np.argsort(cells, kind="stable")
-        at = np.searchsorted(cells[order], logged)
-        found = np.flatnonzero((at < len(cells)) & (cells[order][np.minimum(at, len(cells) - 1)] == logged))
-        if len(found):
-            position = order[at[found]]  # one thread a cell: two writing it at once are a race of their own
-            bad = self.clock.unordered(records[found], threads[position])
-            if bad.any():
-                i = int(bad.argmax())
-                return int(position[i]), int(records[found[i]])
+        first, stop = (np.searchsorted(cells[order], logged, side) for side in ("left", "right"))
+        which = np.repeat(np.arange(len(logged)), stop - first)  # each logged access with each lane at its cell
+        place = np.arange(len(which)) - np.repeat(np.cumsum(stop - first) - stop, stop - first)
+        position = order[place]
+        bad = self.clock.unordered(records[which], threads[position])
+        if bad.any():
+            i = int(bad.argmax())
+            return int(position[i]), int(records[which[i]])
         return None
 
 

@@ -1,4 +1,8 @@
-"""Loss and exact match on a dataset, without gradients."""
+"""How good a model is on a dataset, without gradients: by its loss, or by the answers that it writes.
+
+evaluate(model, examples)                                      # loss, perplexity, exact match on the targets
+evaluate_answers(model, tokenizer, prompts, references)        # exact match and ROUGE of generated text
+"""
 
 import math
 
@@ -8,7 +12,9 @@ from minilora.autograd import no_grad
 from minilora.backend import to_numpy
 from minilora.data.collate import DataCollatorForLanguageModeling
 from minilora.errors import DataError
+from minilora.models.generate import generate_batch
 from minilora.ops import cross_entropy
+from minilora.train.rouge import rouge
 
 
 def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, float]:
@@ -39,3 +45,26 @@ def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, f
     loss /= tokens
     perplexity = math.exp(loss) if loss < 700 else math.inf
     return {"loss": loss, "perplexity": perplexity, "exact_match": matches / len(dataset), "tokens": tokens}
+
+
+def evaluate_answers(
+    model, tokenizer, prompts: list[str], references: list[str], max_new_tokens: int, batch_size: int = 16,
+    parse_special: bool = False,
+) -> dict:  # fmt: skip
+    """{"exact_match", "rouge1", "rouge2", "rougeL"}, means over the examples, of the likeliest answers; "answers": they
+    themselves. A match is equal but for white space around it.
+    """
+    if not prompts:
+        raise DataError("the evaluation set is empty")
+    was_training = model.training
+    model.eval()
+    try:
+        answers = generate_batch(
+            model, tokenizer, prompts, max_new_tokens, parse_special=parse_special, batch_size=batch_size
+        )
+    finally:
+        model.train(was_training)
+    scores = [rouge(answer, reference) for answer, reference in zip(answers, references, strict=True)]
+    matches = sum(a.strip() == r.strip() for a, r in zip(answers, references, strict=True))
+    means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+    return {"exact_match": matches / len(answers), **means, "answers": answers}

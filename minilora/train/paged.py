@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minilora.backend import managed_zeros
 from minilora.errors import ConfigError, FileFormatError, TrainingError
 from minilora.train.optim import CHUNK, AdamW
 
@@ -92,7 +93,11 @@ def _reserve(file, size: int):
 
 
 class PagedAdamW(AdamW):
-    """AdamW with its moments in Pages: (2, CHUNK) float32 each, m and v of a chunk of one parameter."""
+    """AdamW with its moments in Pages: (2, CHUNK) float32 each, m and v of a chunk of one parameter.
+
+    Of parameters on a GPU they are in managed memory instead, whose pages CUDA's driver moves between the GPU and the
+    host; resident_bytes is then the driver's to choose.
+    """
 
     def __init__(
         self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, resident_bytes: int = 64 << 20,
@@ -105,20 +110,25 @@ class PagedAdamW(AdamW):
         wide = [p for p in self.params if p.dtype.itemsize > 4]
         if wide:
             raise ConfigError(f"paged state is float32; a parameter is {wide[0].dtype}")
-        if not all(isinstance(p.data, np.ndarray) for p in self.params):
-            raise ConfigError("pages are in the host's memory and the parameters on a GPU; choose adamw or adamw_8bit")
+        if not isinstance(self.params[0].data, np.ndarray):  # on a GPU the driver moves pages, and counts them
+            self.pages = None
+            return [tuple(managed_zeros(p.data, p.size, np.float32) for _ in range(2)) for p in self.params]
         counts = [-(-p.size // CHUNK) for p in self.params]
         self.pages = Pages(sum(counts), (2, CHUNK), self.resident_bytes, self.folder)
         return [range(stop - count, stop) for stop, count in zip(np.cumsum(counts).tolist(), counts, strict=True)]
 
     def save(self, folder: Path):
         """Write the state to optimizer.pages in `folder`, a page at a time."""
+        if self.pages is None:
+            return super().save(folder)
         with open(folder / "optimizer.pages", "wb") as file:
             np.array([self.steps], np.int64).tofile(file)
             for number in range(self.pages.count):
                 self.pages[number].tofile(file)
 
     def load(self, folder: Path):
+        if self.pages is None:
+            return super().load(folder)
         path = folder / "optimizer.pages"
         if not path.exists() or path.stat().st_size != 8 + self.pages.count * self.pages.size:
             raise FileFormatError(f"{folder} holds the state of another optimizer or of other parameters")
@@ -129,6 +139,8 @@ class PagedAdamW(AdamW):
                 page[...] = np.fromfile(file, np.float32, page.size).reshape(page.shape)
 
     def _update_parameter(self, p, state, rate, correction, decay):
+        if self.pages is None:
+            return super()._update_parameter(p, state, rate, correction, decay)
         work = np.empty(min(p.size, CHUNK), np.float32)
         theta, g = p.data.reshape(-1), p.grad.reshape(-1).astype(np.float32, copy=False)
         for start, number in zip(range(0, p.size, CHUNK), state, strict=True):

@@ -300,7 +300,7 @@ def registered(device: Device | None = None):
     kernels = HostKernels() if device is None else DeviceKernels(StrictDevice(device))
     library = SimpleNamespace(
         xp=xp, special=SimpleNamespace(erf=_erf), to_numpy=lambda x: x.get(), kernels=lambda: kernels,
-        require_gpu=lambda: None,
+        require_gpu=lambda: None, managed_zeros=lambda size, dtype: xp.zeros(size, dtype),
     )  # fmt: skip
     before = dict(backend._LIBRARIES)
     backend._LIBRARIES.update(strict_array=lambda: library, cupy=lambda: library)

@@ -11,7 +11,7 @@ import minilora as ml
 from minilora import Tensor, nn, ops, simt
 from minilora.backend import array_namespace, like, to_numpy
 from minilora.backend.simt import SimulatedDevice
-from minilora.errors import BackendError, ConfigError, GraphError
+from minilora.errors import BackendError, GraphError
 from minilora.models.generate import generate_tokens
 from minilora.train.adamw8bit import AdamW8bit
 from minilora.train.evaluate import evaluate
@@ -311,10 +311,20 @@ def test_new_arrays_go_where_use_backend_says():
     assert isinstance(Tensor([1.0, 2.0]).data, np.ndarray)
 
 
-def test_pages_are_on_the_host():
-    model = moved(MODELS["llama"]())
-    with pytest.raises(ConfigError, match="choose adamw or adamw_8bit"):
-        PagedAdamW(model.parameters())
+def test_on_a_gpu_the_driver_pages_and_the_updates_are_adamws(rng, tmp_path):
+    runs = []
+    for kind in (AdamW, PagedAdamW):
+        p = Tensor(xp.asarray(np.arange(5, dtype=np.float32)), requires_grad=True)
+        optimizer = kind([p], 0.1)
+        for seed in range(3):
+            p.grad = xp.asarray(np.random.default_rng(seed).standard_normal(5).astype(np.float32))
+            optimizer.step()
+        optimizer.save(tmp_path)
+        optimizer.reset()
+        optimizer.load(tmp_path)
+        runs.append((to_numpy(p.data), optimizer.steps, *map(to_numpy, optimizer.state_arrays().values())))
+    for ours, theirs in zip(*runs, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_two_places_are_an_error_that_says_so():

@@ -30,13 +30,14 @@ HOST_FILES = {
     "quant/lloyd.py": "computes codes",
     "quant/theory.py": "integrates",
     "train/distributed.py": "MPI sends from the host's memory",
-    "train/paged.py": "pages are in the host's memory: a parameter on a GPU is refused",
+    "train/paged.py": "pages of parameters in the host's memory; on a GPU the driver has them",
     "train/prepare.py": "datasets",
 }
 IDS, NEW = "numbers of tokens and rows stay on the host, where they are counted", "new weights, which Parameter places"
 HOST_USES = {
     ("autograd/rounding.py", "errstate"): "says what NumPy is to warn of; CuPy never warns",
     ("autograd/tensor.py", "array"): "Tensor.__array__, where CuPy refuses to convert implicitly",
+    ("lora/baselines.py", "arange"): IDS,
     ("lora/baselines.py", "zeros"): IDS,
     ("lora/fused.py", "arange"): IDS,
     ("lora/rows.py", "array"): IDS,

@@ -14,6 +14,7 @@ from minilora.backend.cuda.launch import Device, In, Launch, Out
 from minilora.models.generate import generate_tokens
 from minilora.quant import CODES, double
 from minilora.train.optim import AdamW
+from minilora.train.paged import PagedAdamW
 
 pytestmark = pytest.mark.gpu
 
@@ -24,6 +25,18 @@ def cupy():
         return _cupy().xp
     except BackendError as error:
         pytest.skip(str(error))
+
+
+def test_paged_state_is_managed_memory_and_adamws_updates(cupy):
+    runs = []
+    for kind in (AdamW, PagedAdamW):
+        p = Tensor(cupy.arange(100_000, dtype=np.float32), requires_grad=True)
+        optimizer = kind([p], 0.1)
+        for seed in range(3):
+            p.grad = cupy.asarray(np.random.default_rng(seed).standard_normal(100_000, np.float32))
+            optimizer.step()
+        runs.append(to_numpy(p.data))
+    np.testing.assert_array_equal(*runs)
 
 
 class HostArrays(Device):

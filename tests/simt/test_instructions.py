@@ -108,6 +108,7 @@ def test_saturated_and_packed(cases, packed):
     assert run("add.sat.s32", cases) == [clamp(a + b, "s32") for a, b in cases]
     assert run("sub.sat.s32", cases) == [clamp(a - b, "s32") for a, b in cases]
     assert run("max.relu.s32", cases) == [max(a, b, 0) for a, b in cases]
+    assert run("min.relu.s32", cases) == [max(min(a, b), 0) for a, b in cases]
     for name, function in (("add", lambda a, b: a + b), ("min", min), ("max", max)):
         for type in ("u16x2", "s16x2"):
             of = [[wrap(function(*(wrap(x >> s, type[:3]) for x in row)), "u16") for s in (0, 16)] for row in packed]
@@ -324,14 +325,28 @@ def test_comparison_of_floats(type, seed):
                 one = encode(Fraction(1), type)
                 assert run(f"set.{modifiers}.{type}.{type}", cases) == [one * t for t in true]
                 assert run(f"set.{modifiers}.u16.{type}", cases) == [0xFFFF * t for t in true]
-                low, high = cases[: len(cases) // 2 * 2 : 2], cases[1::2]
-                packed = [(a | c << 16, b | d << 16) for (a, b), (c, d) in zip(low, high, strict=False)]
-                halves = list(zip(true[: len(low) * 2 : 2], true[1::2], strict=False))[: len(packed)]
-                assert run(f"setp.{modifiers}.{type}x2", packed, targets="%p|%q") == halves
-                assert run(f"set.{modifiers}.{type}x2.{type}x2", packed) == [one * p | one * q << 16 for p, q in halves]
-                assert run(f"set.{modifiers}.u32.{type}x2", packed) == [0xFFFF * p | 0xFFFF0000 * q for p, q in halves]
             else:
                 assert run(f"set.{modifiers}.f32.{type}", cases) == [0x3F800000 * t for t in true]
+
+
+@pytest.mark.parametrize("type", ["f16", "bf16"])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_comparison_of_packed(type, seed):
+    """A predicate, or a half of a register, for each half."""
+    cases = [(a | c << 16, b | d << 16, (a ^ b) & 1) for a, b, c, d in table(seed, type, 4, 20)]
+    one = encode(Fraction(1), type)
+    for name in FLOAT_COMPARE:
+        split = lambda s: [float_comparison(name, *(number(x >> s & 0xFFFF, type) for x in row[:2])) for row in cases]  # noqa: B023,E731
+        true = list(zip(split(0), split(16), strict=True))
+        for combine in ("", *COMBINE):
+            of, modifiers, halves = [row[:2] for row in cases], name, true
+            if combine:
+                of, modifiers = cases, f"{name}.{combine}"
+                pairs = zip(true, cases, strict=True)
+                halves = [tuple(bool(COMBINE[combine](t, bool(c))) for t in both) for both, (_, _, c) in pairs]
+            assert run(f"setp.{modifiers}.{type}x2", of, targets="%p|%q") == halves
+            assert run(f"set.{modifiers}.{type}x2.{type}x2", of) == [one * p | one * q << 16 for p, q in halves]
+            assert run(f"set.{modifiers}.u32.{type}x2", of) == [0xFFFF * p | 0xFFFF0000 * q for p, q in halves]
 
 
 @given(rows("u32", "u32", "s32"), st.integers(0, 2**32 - 1))

@@ -1,0 +1,66 @@
+"""What a model is examined on: examples in tokens, and as a prompt with the answer that should follow.
+
+    questions = from_task("header_json", tokenizer, room=512)
+    questions = from_file("test.jsonl", "alpaca", tokenizer, room=512, limit=100)
+    questions.examples[0], questions.prompts[0], questions.references[0]
+
+Of a conversation the answer is what the assistant says last. Examples longer than `room` tokens are left out, counted.
+"""
+
+from dataclasses import dataclass, field
+
+from minilora.data.formats import FORMATS, Pieces, encode_pieces
+from minilora.data.rows import open_rows
+from minilora.data.tasks import load_task
+from minilora.errors import DataError, unknown_name
+
+
+@dataclass
+class Questions:
+    """examples: {"input_ids", "labels"}; template: whether prompts hold a chat template's special tokens; left_out: how
+    many examples were too long. prompts are "" where every token is a target: there is nothing to answer."""
+
+    source: str
+    template: bool = False
+    examples: list[dict] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    left_out: int = 0
+
+    def add(self, pieces: Pieces, tokenizer, room: int):
+        example = encode_pieces(pieces, tokenizer, self.template)
+        if len(example["input_ids"]) > room:
+            self.left_out += 1
+            return
+        last = max(i for i, (_, target) in enumerate(pieces) if target)
+        self.examples.append(example)
+        self.prompts.append("".join(text for text, _ in pieces[:last]))
+        end = tokenizer.token(tokenizer.eos_token_id) if self.template else ""
+        self.references.append(pieces[last][0].removesuffix(end))
+
+    def checked(self, room: int) -> "Questions":
+        if not self.examples:
+            raise DataError(f"{self.source}: each of its {self.left_out} examples has more than {room} tokens, which is "
+                            "all that the model has positions for")  # fmt: skip
+        return self
+
+
+def from_task(name: str, tokenizer, room: int, limit: int | None = None) -> Questions:
+    """The held-out examples of a task (data/tasks.py). Raises UnknownNameError, DataError."""
+    questions = Questions(f"task {name}, held-out")
+    for example in load_task(name).held_out[:limit]:
+        questions.add([(example.prompt, False), (example.response, True)], tokenizer, room)
+    return questions.checked(room)
+
+
+def from_file(path, kind: str, tokenizer, room: int, limit: int | None = None) -> Questions:
+    """The first rows of a file, of a type in data/formats.py. Raises UnknownNameError, DataError naming file and row."""
+    if kind not in FORMATS:
+        raise unknown_name("type", kind, FORMATS)
+    questions, rows = Questions(str(path), kind == "chat_template"), open_rows(path)
+    for i in range(len(rows) if limit is None else min(limit, len(rows))):
+        try:
+            questions.add(FORMATS[kind](rows[i], tokenizer), tokenizer, room)
+        except DataError as error:
+            raise DataError(f"{path}, row {i}: {error}") from None
+    return questions.checked(room)
