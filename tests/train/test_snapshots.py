@@ -174,3 +174,29 @@ def test_the_state_says_what_is_in_it(tmp_path):
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "state.json").read_text())
     assert state["step"] == 2 and state["tokens"] > 0 and state["args"]["seed"] == 5 and state["generators"]
     assert (tmp_path / "out" / "checkpoint-2" / "adapter_model.safetensors").exists()
+
+
+DISK_FULL = """
+import resource, signal, sys
+sys.path.insert(0, sys.argv[2])
+from minilora import MiniloraError
+from train.test_snapshots import make, stop_at
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+stop_at(make(sys.argv[1]), 3).train()
+resource.setrlimit(resource.RLIMIT_FSIZE, (12000,) * 2)  # as a full disk: the optimizer's state is longer
+try:
+    make(sys.argv[1]).train(resume_from_checkpoint=True)
+except MiniloraError as error:
+    print(error)
+"""
+
+
+def test_on_a_full_disk_the_last_snapshot_stays_whole(tmp_path):
+    pytest.importorskip("resource", reason="limits on a file's size are Unix's")
+    command = [sys.executable, "-c", DISK_FULL, str(tmp_path / "out"), str(TESTS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "could not be written" in done.stdout, done
+    assert list(snapshots.all_of(tmp_path / "out")) == [1, 2, 3] and not list((tmp_path / "out").glob(".checkpoint*"))
+    make(tmp_path / "out").train(resume_from_checkpoint=True)
+    make(tmp_path / "whole").train()
+    assert curve(tmp_path / "out") == curve(tmp_path / "whole")
