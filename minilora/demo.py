@@ -36,7 +36,8 @@ def run_recipe(name: str, overrides: dict, progress=None, say=print, overwrite=F
     say(format_table(result_rows(result)))
     for prompt, expected, before, after in result.generations:
         say(f"\n{prompt.strip()}\n  before:   {before[:120]!r}\n  after:    {after!r}\n  expected: {expected!r}")
-    say(f"\nwrote {folder}/ (adapter, metrics.jsonl, result.json, report.html)")
+    what = "model" if config.adapter in ("full", "relora") else "adapter"
+    say(f"\nwrote {folder}/ ({what}, metrics.jsonl, result.json, report.html)")
     return result
 
 

@@ -114,7 +114,7 @@ def split(store: TokenStore, val_set_size: float, seed: int) -> tuple[np.ndarray
 
 
 def _write(config: RunConfig, tokenizer, folder: Path) -> list[str]:
-    notes = []
+    notes, kept = [], 0
     with TokenStore.write(folder) as add:
         for dataset in config.datasets:
             rows, too_long = open_rows(dataset.path), 0
@@ -132,11 +132,14 @@ def _write(config: RunConfig, tokenizer, folder: Path) -> list[str]:
                         too_long += 1
                     else:
                         add(part)
+                        kept += 1
             if too_long:
                 notes.append(
                     f"{dataset.path}: {too_long} of {len(rows)} examples have more than {config.sequence_len} tokens "
                     "(sequence_len) and are left out"
                 )
+        if not kept:
+            raise DataError("; ".join(notes))
     return notes
 
 

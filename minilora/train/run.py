@@ -131,6 +131,9 @@ def load_base(config: RunConfig) -> tuple[Module, object]:
         raise ConfigError(f"model_type is {config.model_type}, but {config.base_model} is a {' or '.join(kinds)}")
     if config.is_llama_derived_model and not isinstance(model, CausalLM):
         raise ConfigError(f"is_llama_derived_model is true, but {config.base_model} is a {' or '.join(kinds)}")
+    room = model.config.max_position_embeddings
+    if config.sequence_len > room:
+        raise ConfigError(f"sequence_len is {config.sequence_len}, but {config.base_model} has {room} positions")
     if config.random_init:
         model = type(model)(model.config, seed=config.seed)
     return model, tokenizer

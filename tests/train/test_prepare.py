@@ -44,7 +44,7 @@ def test_long_examples_are_left_out_and_counted(tmp_path, tokenizer):
     rows = [*additions(5), {"instruction": "x" * 500, "output": "y"}]
     data = prepare(config(tmp_path, rows, sequence_len=128), tokenizer)
     assert len(data.train) == 5 and any("1 of 6 examples" in note for note in data.notes)
-    with pytest.raises(DataError, match="no example"):
+    with pytest.raises(DataError, match="6 of 6 examples"):
         prepare(config(tmp_path, rows, sequence_len=4), tokenizer)
 
 
