@@ -18,6 +18,6 @@ keep_freed_memory()
 __version__ = "0.1.0"
 __all__ = [
     "DataCollatorForLanguageModeling", "LoraConfig", "MiniloraError", "PeftModel", "Tensor", "Trainer",
-    "TrainingArguments", "autograd", "dequantize", "generate", "generate_batch", "get_peft_model", "gradcheck", "ledger",
-    "load_model", "lora", "nn", "no_grad", "ops", "quant", "quantize", "quantize_model", "use_backend",
+    "TrainingArguments", "autograd", "dequantize", "generate", "generate_batch", "get_peft_model", "gradcheck",
+    "ledger", "load_model", "lora", "nn", "no_grad", "ops", "quant", "quantize", "quantize_model", "use_backend",
 ]  # fmt: skip

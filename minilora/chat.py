@@ -1,6 +1,6 @@
 """A conversation with a model, its answers with the adapter on and off side by side.
 
-    chat(model, tokenizer, lines, write)      # lines: what is typed, an iterator; write: called with what is to be shown
+    chat(model, tokenizer, lines, write)      # lines: what is typed; write: called with what is to be shown
 
 The two sides share what the user says, and each goes on from its own answers. Where a conversation has grown longer
 than the model has positions for, its oldest turns are left out, which is said.

@@ -5,8 +5,10 @@ Exit code 0; 1 when the run failed; 2 for wrong usage. Errors are a line or two 
 
 import argparse
 import sys
+import warnings
 
 import minilora
+from minilora import commands
 from minilora.errors import MiniloraError
 
 
@@ -16,6 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     if rest and args.name != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.keys = rest
+    if not args.debug:
+        warnings.showwarning = lambda message, *_: print(f"minilora {args.name}: warning: {message}", file=sys.stderr)
     try:
         return args.command(args) or 0
     except MiniloraError as error:
@@ -44,12 +48,12 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minilora", description=minilora.__doc__)
     parser.add_argument("--version", action="version", version=f"minilora {minilora.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+        sub = subparsers.add_parser(name, help=help, description=help)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(command=command, name=name)
+        sub.set_defaults(command=command, name=name, usage=sub.error)
         return sub
 
     demo = add("demo", _demo, "QLoRA on the embedded model, offline, in under a minute")
@@ -70,16 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch = add("fetch", _fetch, "download a model into the cache, checksum verified")
     fetch.add_argument("model", help="smollm2-135m")
 
-    gen = add("generate", _generate, "continue a text")
-    gen.add_argument("model", help="embedded, smollm2-135m, a GGUF file or a Hugging Face folder")
-    gen.add_argument("prompt")
-    gen.add_argument("--adapter", help="folder of a LoRA adapter to apply")
-    gen.add_argument("--max-new-tokens", type=int, default=64)
-    gen.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
-    gen.add_argument("--top-k", type=int)
-    gen.add_argument("--top-p", type=float)
-    gen.add_argument("--seed", type=int)
-    gen.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    commands.declare(add)
 
     memory = add("memory", _memory, "what a fine-tuning run will need, from the model's configuration alone")
     memory.add_argument("model", help="gpt3-175b, llama-7b, ..., embedded, or a folder with a config.json")
@@ -217,20 +212,6 @@ def _fetch(args):
     fetch(args.model, lambda line: print(line, file=sys.stderr, flush=True))
 
 
-def _generate(args):
-    from minilora import PeftModel, generate, load_model
-
-    model, tokenizer = load_model(args.model)
-    if args.adapter:
-        model = PeftModel.from_pretrained(model, args.adapter).eval()
-    prompt = tokenizer.apply_chat_template(args.prompt) if args.chat else args.prompt
-    generate(
-        model, tokenizer, prompt, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed,
-        stream=lambda piece: print(piece, end="", flush=True), parse_special=args.chat,
-    )  # fmt: skip
-    print()
-
-
 def _memory(args):
     from pathlib import Path
 
@@ -261,8 +242,9 @@ def _bench(args):
 
 def _kernels(args):
     from minilora.bench.kernel_tables import report
+    from minilora.bench.kernels import results
 
-    return 0 if report(args.arch, args.json, args.markdown, args.svg, _say) else 1
+    return 0 if report(results(args.arch), args.json, args.markdown, args.svg, _say) else 1
 
 
 def _experiment(args):

@@ -1,4 +1,4 @@
-"""`minilora bench gpu`: the CUDA kernels on a GPU, against copying the same bytes, cuBLAS, and bitsandbytes if installed.
+"""`minilora bench gpu`: the CUDA kernels on a GPU, against copying the same bytes, cuBLAS and bitsandbytes.
 
     for row in rows(cases(device, xp, SIZE), Timer(xp)): ...      # device, xp: CupyDevice(), cupy
 
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds; over the time in which the GPU copies as many bytes; over cuBLAS' and bitsandbytes' (None: none)."""
+    """Milliseconds; over those in which the GPU copies as many bytes; over cuBLAS' and bitsandbytes' (None: none)."""
 
     name: str
     milliseconds: float
@@ -96,8 +96,9 @@ def cases(device, xp, size=SIZE, batches=BATCHES) -> Iterator[Case]:
         largest = float(abs(expected).max())
         return lambda got: float(abs(got.astype(np.float32) - expected).max()) <= tolerance * largest
 
+    same = lambda got: bool((got[0] == packed).all() and (got[1] == absmax).all())  # noqa: E731
     yield Case("quantize", call(quantize.quantize_4bit, x, CODES["nf4"], BLOCKSIZE), 4 * count + count // 2 + scales,
-               None, ("quantize", 0), lambda got: bool((got[0] == packed).all() and (got[1] == absmax).all()))  # fmt: skip
+               None, ("quantize", 0), same)  # fmt: skip
     args = (packed, absmax, CODES["nf4"], BLOCKSIZE, 0, count)
     yield Case("dequantize", call(quantize.dequantize_4bit, *args, dtype=np.float16), 2 * count + count // 2 + scales,
                None, ("dequantize", 0), equal(dense, 2**-11))  # fmt: skip

@@ -11,8 +11,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from minilora.bench import kernels
-from minilora.bench.kernels import GPUS, Gate, MachineRow, RunRow, instructions_per_byte, clocks_per_byte
+from minilora.bench.kernels import GPUS, Gate, MachineRow, RunRow, clocks_per_byte, instructions_per_byte, rows_of
 from minilora.bench.ladders import LADDERS
 from minilora.errors import DataError
 from minilora.files import atomic_write
@@ -33,13 +32,10 @@ def fill(page: str, sections: dict[str, str]) -> str:
     return _MARKED.sub(replaced, page)
 
 
-def report(archs, json_file=None, markdown=None, svg=None, say=print) -> bool:
-    """Measure, print, and write what is asked for: figures, the tables of a page, the picture. Whether all gates hold.
-
-    Raises SimulationError where NVRTC is not installed. Without NVIDIA's disassembler the machine code is left out.
-    """
-    found = kernels.results(archs)
-    rows = kernels.rows_of(found)
+def report(found: dict, json_file=None, markdown=None, svg=None, say=print) -> bool:
+    """Print what kernels.results found, and write what is asked for: all figures, the tables of a page (fill), the
+    picture. Whether all gates hold."""
+    rows = rows_of(found)
     tables = sections(*rows)
     for name, text in tables.items():
         say(f"{name}\n\n{aligned(text)}\n")
@@ -121,23 +117,17 @@ def run_table(runs: list[RunRow]) -> str:
 
 
 def machine_table(machine: list[MachineRow]) -> str:
-    """Registers, shared memory and occupancy of each kernel on each architecture; only of the ladders."""
-    names, archs = {ladder.name for ladder in LADDERS}, list(dict.fromkeys(row.arch for row in machine))
+    """Shared memory of a block; on each architecture the registers of a thread, the blocks that are resident on a
+    multiprocessor, and the part of its warps that they are. Only of the ladders."""
+    order, archs = [ladder.name for ladder in LADDERS], list(dict.fromkeys(row.arch for row in machine))
+    rows = sorted((row for row in machine if row.ladder in order), key=lambda r: (order.index(r.ladder), r.version))
     cells = {}
-    for row in machine:
-        if row.ladder in names:
-            text = f"{row.registers} · {row.blocks} x {row.threads} · {row.share:.0%}"
-            cells.setdefault((row.ladder, row.version, row.function), {})[row.arch] = text
-            cells[row.ladder, row.version, row.function]["shared"] = row.shared + row.dynamic
-    rows = [
-        (
-            function + (" (transposed)" if "transposed" in ladder else ""),
-            found["shared"],
-            *(found.get(arch, "-") for arch in archs),
-        )
-        for (ladder, _, function), found in cells.items()
-    ]
-    return table(["", "shared memory", *(f"sm_{arch}" for arch in archs)], rows)
+    for row in rows:
+        name = row.function + (" (transposed)" if "transposed" in row.ladder else "")
+        found = cells.setdefault(name, {"shared": row.shared + row.dynamic})
+        found[row.arch] = f"{row.registers} · {row.blocks} x {row.threads} · {row.share:.0%}"
+    lines = [(name, found["shared"], *(found.get(arch, "-") for arch in archs)) for name, found in cells.items()]
+    return table(["", "shared memory", *(f"sm_{arch}" for arch in archs)], lines)
 
 
 def loops_table(machine: list[MachineRow]) -> str:
@@ -169,13 +159,13 @@ def roofline(
 ) -> str:
     """SVG: steps by the instructions that they spend on a byte of memory; right of a GPU's line, issuing them takes
     longer than the memory."""
-    left, right, low, high = 170, 20, 0.5, 200.0
+    left, right, low, high = 170, 20, 4.0, 100.0
 
     def at(value: float) -> float:
         return left + (math.log(value) - math.log(low)) / math.log(high / low) * (WIDTH - left - right)
 
     height, parts = 60 + 44 * len(names), []
-    for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200):
+    for tick in (4, 5, 7, 10, 15, 20, 30, 50, 70, 100):
         parts.append(f'<line x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="36" y2="{height - 4}" stroke="{FAINT}"/>')
         parts.append(f'<text x="{at(tick):.1f}" y="{height + 12}" text-anchor="middle">{tick:g}</text>')
     for i, gpu in enumerate(sorted(GPUS, key=instructions_per_byte)):
@@ -188,7 +178,8 @@ def roofline(
         for row in (row for row in runs if row.ladder == name):
             x = at(min(max(row.instructions / row.memory, low), high))
             parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="{BLUE}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{y - 8}" text-anchor="middle" fill="{INK}">v{row.version}</text>')
+            label = y + 17 if row.version % 2 else y - 8  # neighbours may lie at the same place
+            parts.append(f'<text x="{x:.1f}" y="{label}" text-anchor="middle" fill="{INK}">v{row.version}</text>')
     parts.append(f'<text x="{(left + WIDTH - right) / 2}" y="{height + 30}" text-anchor="middle">'
                  "thread instructions for a byte of memory</text>")  # fmt: skip
     said = "Steps right of a GPU's line spend more instructions on a byte than that GPU issues while it arrives."

@@ -10,6 +10,7 @@ GPU can do of the others while a byte arrives (Williams, Waterman, Patterson, "R
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from functools import cache
 
 from minilora import simt
 from minilora.backend.cuda.launch import FOLDER, Launch, source
-from minilora.backend.simt import SimulatedDevice
+from minilora.backend.simt import SimulatedDevice, _program
 from minilora.bench.ladders import LADDERS, VARIANTS, Ladder
 from minilora.bench.lookups import lookups
 from minilora.errors import LaunchError
@@ -28,7 +29,7 @@ from minilora.simt.occupancy import occupancy
 ARCHS = (75, 80, 90, 120)
 CACHE = 128  # bytes that the cache of a multiprocessor gives a clock, at most
 SIMULATED = 80  # the least that has what the last steps use
-GPUS = {  # multiprocessors, GHz, GB/s, of NVIDIA's whitepapers and data sheets (the clock, of the peak rates given there)
+GPUS = {  # multiprocessors, GHz, GB/s: NVIDIA's whitepapers and data sheets, the clock as their peak rates imply it
     "H100 SXM": (132, 1.775, 3350),
     "A100 40 GB": (108, 1.41, 1555),
     "RTX 3090": (82, 1.695, 936),
@@ -48,17 +49,20 @@ def clocks_per_byte(gpu: str) -> float:
 
 
 class Recorder(SimulatedDevice):
-    """Keeps what it is asked to launch; runs it only where counters are given for each launch."""
+    """Keeps what it is asked to launch. counting: it also runs it, with counters for each launch. edit: as there."""
 
-    def __init__(self, arch: int, count=None):
-        super().__init__(arch, check=False)
+    def __init__(self, arch: int, counting: bool = False, edit=None):
+        super().__init__(arch, check=False, edit=edit)
+        self.counting = counting
         self.launches: list[Launch] = []
-        self.counts, self.count = [], count
+        self.counts: list[Counters] = []
 
     def execute(self, launch: Launch):
         self.launches.append(launch)
-        if self.count is not None:
-            self.counters = self.count()
+        if self.counting:
+            text = source(launch.source) if self.edit is None else self.edit(launch.source, source(launch.source))
+            program = _program(text, launch.options, self.arch, launch.source)
+            self.counters = Counters(program.kernel(launch.function))
             super().execute(launch)
             self.counts.append(self.counters)
 
@@ -105,8 +109,10 @@ def machine_rows(archs: Iterable[int] = ARCHS, ladders: Iterable[Ladder] = LADDE
                 device = Recorder(arch)
                 try:
                     ladder.call(device, version)
-                except LaunchError:  # tensor cores, on sm_75
-                    continue
+                except LaunchError:
+                    if arch >= SIMULATED:
+                        raise
+                    continue  # tensor cores
                 for launch in device.launches:
                     row = _machine_row(ladder.name, version, launch, arch)
                     rows.setdefault((row.ladder, version, row.function, arch), row)
@@ -115,9 +121,7 @@ def machine_rows(archs: Iterable[int] = ARCHS, ladders: Iterable[Ladder] = LADDE
 
 def _machine_row(ladder: str, version: int, launch: Launch, arch: int) -> MachineRow:
     code = machine_code(launch.source, launch.options, arch)[launch.function]
-    threads = 1
-    for n in launch.block:
-        threads *= n
+    threads = math.prod(launch.block)
     held = occupancy(arch, threads, code.registers, code.shared + launch.shared)
     loop = max(code.loops, key=lambda loop: sass.count(loop, "LDG", "128"), default=None)
     weights = 32 * sass.count(loop, "LDG", "128") if loop and launch.source == "gemv_4bit.cu" else 0
@@ -165,13 +169,13 @@ class RunRow:
         return what, busy[what]
 
 
-def run_rows(ladders: Iterable[Ladder] = LADDERS, arch: int = SIMULATED) -> list[RunRow]:
-    """Of every step that this architecture can run."""
-    return [_run_row(ladder, version, arch) for ladder in ladders for version in ladder.versions]
+def run_rows(ladders: Iterable[Ladder] = LADDERS, edit=None) -> list[RunRow]:
+    """Of every step. edit(name, text) -> text: changes a .cu file first, to see what that changes."""
+    return [_run_row(ladder, version, edit) for ladder in ladders for version in ladder.versions]
 
 
-def _run_row(ladder: Ladder, version: int, arch: int) -> RunRow:
-    device = Recorder(arch, Counters)
+def _run_row(ladder: Ladder, version: int, edit) -> RunRow:
+    device = Recorder(SIMULATED, counting=True, edit=edit)
     ladder.call(device, version)
     parts = {True: Count(), False: Count()}  # look-ups, and the rest
     memory = 0
@@ -206,12 +210,14 @@ class Gate:
 
 def gates(machine: list[MachineRow], runs: list[RunRow]) -> list[Gate]:
     """Each limit that has rows to be held to. The last step of a ladder is its best."""
-    last = {row.ladder: row for row in runs}.values()
+    steps = {ladder.name: ladder.versions[-1] for ladder in LADDERS}
+    last = [row for row in runs if row.version == steps[row.ladder]]
     spread = [row for row in last if row.ladder.startswith("dequantize_4bit")]
     gemv = [row for row in last if row.ladder == "gemv_4bit"]
     tensor = [row for row in machine if "tensor" in row.function]
-    vectors = [row for row in machine if row.function == "gemv_4bit_v4" and row.ladder == "gemv_4bit"]
-    stores = [row for row in machine if re.fullmatch("dequantize_4bit(_double)?_v3", row.function)]
+    vectors = [row for row in machine if row.ladder == "gemv_4bit" and row.version == steps["gemv_4bit"]]
+    names = [f"{name}_v{steps[name]}" for name in ("dequantize_4bit", "dequantize_4bit_double")]
+    stores = [row for row in machine if row.function in names]
     wanted = [
         _most("spilled registers, and bytes of local memory", machine, "spills", 0),
         _least("LDG.E.128 in the last GEMV", vectors, "loads", 1),

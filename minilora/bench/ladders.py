@@ -19,6 +19,7 @@ from minilora.backend import numpy as reference
 from minilora.backend.cuda import gemm, matmul, quantize, rows
 from minilora.quant import CODES, double
 
+SEED = 0
 NF4 = CODES["nf4"]
 BLOCKSIZE = 64
 N = 1 << 18  # weights that are quantized or dequantized
@@ -42,7 +43,7 @@ class Ladder:
 @cache
 def weights(n: int) -> tuple[np.ndarray, ...]:
     """x, packed, absmax of n normal weights, float32, in NF4."""
-    x = np.random.default_rng(0).standard_normal(n, np.float32)
+    x = np.random.default_rng(SEED).standard_normal(n, np.float32)
     return x, *reference.quantize_4bit(x, NF4, BLOCKSIZE)
 
 
@@ -55,7 +56,13 @@ def nested(n: int) -> tuple:
 
 @cache
 def normal(shape: tuple[int, ...], dtype=np.float32) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal(shape, np.float32).astype(dtype)
+    return np.random.default_rng(SEED + 1).standard_normal(shape, np.float32).astype(dtype)
+
+
+def forget():
+    """Draw anew: SEED or a size was changed."""
+    for made in (weights, nested, normal, int8):
+        made.cache_clear()
 
 
 def quantize_4bit(device, version):
@@ -88,7 +95,8 @@ def dequantize_int8(device, version, dtype=np.float16):
 
 
 def quantize_8bit(device, version):
-    quantize.quantize_8bit(device, weights(N)[2], double.LEVELS["dynamic"], double.BLOCKSIZE, version)
+    rest = weights(N)[2] - nested(N)[3]  # what double quantization stores, once the mean is subtracted
+    quantize.quantize_8bit(device, rest, double.LEVELS["dynamic"], double.BLOCKSIZE, version)
 
 
 def dequantize_8bit(device, version):

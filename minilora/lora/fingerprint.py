@@ -46,6 +46,12 @@ def difference(ours: str, theirs: str) -> str | None:
     return "its linear layers have other weights" if kind == other[2] and weights != other[3] else None
 
 
+def stored_as(fingerprint: str) -> str:
+    """How the linear layers were stored, "float" or as "nf4-64"; where the head alone is float, it is not counted."""
+    kinds = fingerprint.split(":")[2].split("+")
+    return " and ".join(kind for kind in kinds if kind != "float" or len(kinds) == 1)
+
+
 def _modules(model: Module):
     modules = dict(model.named_modules())
     for path, module in modules.items():

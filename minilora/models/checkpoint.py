@@ -263,7 +263,7 @@ def save_folder(model: Module, tokenizer: Tokenizer | None, folder, dtype=np.flo
         if tokenizer.bos_token_id is not None:
             tokens |= {"bos_token": tokenizer.token(tokenizer.bos_token_id), "add_bos_token": True}
         if tokenizer.chat_template is not None:
-            tokens["chat_template"] = tokenizer.chat_template.jinja()
+            tokens["chat_template"] = tokenizer.chat_template.source
         atomic_write(folder / "tokenizer_config.json", json.dumps(tokens, indent=2) + "\n")
         atomic_write(folder / "tokenizer.json", tokenizer.to_json())
     atomic_write(folder / "config.json", json.dumps(fields, indent=2) + "\n")

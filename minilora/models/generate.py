@@ -125,8 +125,8 @@ def generate_batch(
         batch = order[start : start + batch_size]
         seeds = None if seed is None else [[seed, i] for i in batch]
         names = None if adapter_names is None else [adapter_names[i] for i in batch]
-        options = temperature, top_k, top_p, seeds, names
-        for i, token in generate_rows(model, [rows[i] for i in batch], max_new_tokens, tokenizer.eos_token_id, *options):
+        options = max_new_tokens, tokenizer.eos_token_id, temperature, top_k, top_p, seeds, names
+        for i, token in generate_rows(model, [rows[i] for i in batch], *options):
             answers[batch[i]].append(token)
     return ["".join(tokenizer.stream(tokens)) for tokens in answers]
 

@@ -6,8 +6,8 @@ write and read it. The folder itself is checkpoint.py's.
     is_quantized(fields)                                           # and the way back
     put(model, gather(tensors))
 
-A layer's weight is then the codes, "...up_proj.weight" (n/2, 1) uint8, and "...up_proj.weight.absmax" and so on beside
-it. What transformers and bitsandbytes cannot read (another code, 8 bits) is refused, not written in a format of our own.
+A layer's weight is then its codes, "...up_proj.weight" (n/2, 1) uint8, and beside it "...up_proj.weight.absmax" and so
+on. What transformers and bitsandbytes cannot read (another code, 8 bits) is refused, and not written in another format.
 """
 
 from minilora.errors import ConfigError, FileFormatError
@@ -53,8 +53,8 @@ def quantization_config(model: Module) -> dict:
     for path, q in arrays.items():
         if not any(_BITSANDBYTES in key for key in to_tensors(path, q)):
             raise FileFormatError(
-                f"transformers and bitsandbytes cannot read a layer like {path}, {q!r}: they have {' and '.join(CODES)}, "
-                "blocksizes of 32 to 4096, and double_quant None or 'dynamic'"
+                f"transformers and bitsandbytes cannot read a layer like {path}, {q!r}: they have "
+                f"{' and '.join(CODES)}, blocksizes of 32 to 4096, and double_quant None or 'dynamic'"
             )
     float_layers = [p for p, m in model.named_modules() if isinstance(m, (Linear, Conv1D))]
     return {

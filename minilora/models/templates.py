@@ -45,8 +45,8 @@ class Template:
         """Raises ConfigError for a template that is not ChatML, DataError for messages that are none."""
         check(messages)
         if not self.is_chatml:
-            raise ConfigError("this model's chat template is not ChatML, the one that is read here; give prompts as the "
-                              "model wants them, without the template")  # fmt: skip
+            raise ConfigError("this model's chat template is not ChatML, the one that is read here; give prompts as "
+                              "the model wants them, without the template")  # fmt: skip
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
         pieces = []

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from minilora.errors import SimulationError
 from minilora.simt.ptx import Kernel
 
 SECTOR, BANKS, WORD = 32, 32, 4
@@ -126,12 +125,6 @@ class Counters:
         self.touched = {False: np.zeros(0, bool), True: np.zeros(0, bool)}  # sectors read, written
 
     # The machine calls these
-
-    def start(self, kernel: Kernel):
-        """A launch of `kernel` begins."""
-        if self.kernel not in (None, kernel):
-            raise SimulationError(f"these counters hold {self.kernel.name}; take others for {kernel.name}")
-        self.kernel = kernel
 
     def issue(self, index: int, lanes: int, warps: int):
         count = self._count(index)

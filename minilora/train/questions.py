@@ -18,7 +18,7 @@ from minilora.errors import DataError, unknown_name
 @dataclass
 class Questions:
     """examples: {"input_ids", "labels"}; template: whether prompts hold a chat template's special tokens; left_out: how
-    many examples were too long. prompts are "" where every token is a target: there is nothing to answer."""
+    many examples were too long. A prompt is "" where every token is a target: there is nothing to answer."""
 
     source: str
     template: bool = False
@@ -38,10 +38,24 @@ class Questions:
         end = tokenizer.token(tokenizer.eos_token_id) if self.template else ""
         self.references.append(pieces[last][0].removesuffix(end))
 
+    def answerable(self, tokenizer, room: int, max_new_tokens: int | None = None) -> tuple[list[str], list[str], int]:
+        """Prompts that leave room for so many tokens of answer (by default those of the longest reference, and its
+        end), their references, and that number. Raises DataError where there is none."""
+        if not any(self.prompts):
+            raise DataError(f"{self.source}: every token is a target, so there is no prompt to generate an answer to")
+        lengths = [len(tokenizer.encode(reference, self.template)) for reference in self.references]
+        new = max_new_tokens or max(lengths) + 1
+        pairs = zip(self.prompts, self.references, strict=True)
+        kept = [(p, r) for p, r in pairs if len(tokenizer.prompt(p, self.template)) + new <= room]
+        if not kept:
+            raise DataError(f"{self.source}: no prompt leaves room for {new} tokens of answer in the model's {room} "
+                            "positions; lower --max-new-tokens")  # fmt: skip
+        return [p for p, _ in kept], [r for _, r in kept], new
+
     def checked(self, room: int) -> "Questions":
         if not self.examples:
-            raise DataError(f"{self.source}: each of its {self.left_out} examples has more than {room} tokens, which is "
-                            "all that the model has positions for")  # fmt: skip
+            raise DataError(f"{self.source}: each of its {self.left_out} examples has more than {room} tokens, which "
+                            "is all that the model has positions for")  # fmt: skip
         return self
 
 
@@ -54,7 +68,8 @@ def from_task(name: str, tokenizer, room: int, limit: int | None = None) -> Ques
 
 
 def from_file(path, kind: str, tokenizer, room: int, limit: int | None = None) -> Questions:
-    """The first rows of a file, of a type in data/formats.py. Raises UnknownNameError, DataError naming file and row."""
+    """The first rows of a file, of a type in data/formats.py. Raises UnknownNameError, and DataError
+    naming file and row."""
     if kind not in FORMATS:
         raise unknown_name("type", kind, FORMATS)
     questions, rows = Questions(str(path), kind == "chat_template"), open_rows(path)

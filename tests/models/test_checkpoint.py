@@ -47,8 +47,8 @@ def test_save_and_load_a_folder(tmp_path, rng):
         np.testing.assert_array_equal(again(ids).data, model(ids).data)
     assert tokenizer2.encode("def f(y): 1") == tokenizer.encode("def f(y): 1")
     assert tokenizer2.begin() == tokenizer.begin() == [tokenizer.eos_token_id]
-    with pytest.raises(FileFormatError, match="only a float model"):
-        save_folder(quantize_model(model), tokenizer, tmp_path)
+    with pytest.raises(FileFormatError, match=r"cannot read a layer like model.layers.0.self_attn.q_proj.*int8"):
+        save_folder(quantize_model(model, "int8", "row", False), tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A 4-bit folder of ours loads in transformers with bitsandbytes, and one of theirs here: the same codes, constants and
-logits. Compute is float32 on both sides, so that only the order of additions differs."""
+logits. Compute is float32 on both sides, so that only the order of additions differs. Rows are whole blocks: others
+bitsandbytes' CPU kernel dequantizes wrongly (docs/errata.md, 23)."""
 
 import json
 
@@ -12,12 +13,12 @@ from minilora.models.checkpoint import save_folder
 
 pytestmark = pytest.mark.peers
 
-LLAMA = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+LLAMA = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
-GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+GPT2 = {"vocab_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
 HALVES = {f"{half}_{name}": n for half in ("encoder", "decoder")
-          for name, n in (("layers", 2), ("ffn_dim", 48), ("attention_heads", 4))}  # fmt: skip
-MARIAN = HALVES | {"vocab_size": 64, "d_model": 32, "max_position_embeddings": 64, "activation_function": "relu",
+          for name, n in (("layers", 2), ("ffn_dim", 128), ("attention_heads", 4))}  # fmt: skip
+MARIAN = HALVES | {"vocab_size": 64, "d_model": 64, "max_position_embeddings": 64, "activation_function": "relu",
                    "scale_embedding": True, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 1,
                    "forced_eos_token_id": None}  # fmt: skip
 MODELS = {
@@ -27,7 +28,8 @@ MODELS = {
     "mistral": ("MistralForCausalLM", LLAMA | {"sliding_window": None}),
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "gpt_bigcode": ("GPTBigCodeForCausalLM", GPT2),
-    "bloom": ("BloomForCausalLM", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "bloom": ("BloomForCausalLM", {"vocab_size": 64, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
+    "llama, wide": ("LlamaForCausalLM", LLAMA | {"hidden_size": 256, "intermediate_size": 256}),
     "bert": ("BertModel", {key: n for key, n in LLAMA.items() if key != "num_key_value_heads"}),
     "marian": ("MarianMTModel", MARIAN),
 }
@@ -50,7 +52,7 @@ def float_folder(libraries, name: str, folder):
     with torch.no_grad():
         for key, p in model.named_parameters():
             if "embed_positions" not in key:
-                p.add_(0.2 * torch.randn(p.shape))
+                p.add_(0.1 * torch.randn(p.shape))
     model.save_pretrained(folder)
 
 
@@ -62,6 +64,11 @@ def logits(libraries, model, ids) -> np.ndarray:
         source, *target = (torch.from_numpy(i) for i in ids)
         output = model(input_ids=source, **({"decoder_input_ids": target[0]} if target else {}))
         return (output.logits if "logits" in output else output.last_hidden_state).numpy()
+
+
+def same_logits(a: np.ndarray, b: np.ndarray):
+    """Within 1e-5 of the largest; 4e-6 was measured, and 8e-7 where the model is not wide."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
 def batch(name: str, rng) -> list[np.ndarray]:
@@ -96,17 +103,17 @@ def test_our_folder_there(tmp_path, rng, libraries, name):
         np.testing.assert_array_equal(weight.quant_state.absmax.numpy(), q.absmax_codes)
     ids = batch(name, rng)
     expected = logits(libraries, ours, ids)
-    np.testing.assert_allclose(logits(libraries, theirs, ids), expected, atol=1e-5 * np.abs(expected).max())
+    same_logits(logits(libraries, theirs, ids), expected)
 
 
 @pytest.mark.parametrize(("code", "blocksize", "double_quant"), QUANTIZERS)
 def test_every_way_to_quantize(tmp_path, rng, libraries, code, blocksize, double_quant):
-    float_folder(libraries, "llama", tmp_path / "float")
+    float_folder(libraries, "llama, wide", tmp_path / "float")
     ours, _ = load_model(tmp_path / "float")
     save_folder(quantize_model(ours, code, blocksize, double_quant), None, tmp_path / "ours")
-    theirs, ids = loaded(libraries, "llama", tmp_path / "ours"), batch("llama", rng)
+    theirs, ids = loaded(libraries, "llama, wide", tmp_path / "ours"), batch("llama", rng)
     expected = logits(libraries, ours, ids)
-    np.testing.assert_allclose(logits(libraries, theirs, ids), expected, atol=1e-5 * np.abs(expected).max())
+    same_logits(logits(libraries, theirs, ids), expected)
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
@@ -124,7 +131,7 @@ def test_their_folder_here(tmp_path, rng, libraries, name, double_quant):
     again, _ = load_model(tmp_path / "theirs")
     ids = batch(name, rng)
     expected = logits(libraries, theirs, ids)
-    np.testing.assert_allclose(logits(libraries, again, ids), expected, atol=1e-5 * np.abs(expected).max())
+    same_logits(logits(libraries, again, ids), expected)
 
     ours = quantize_model(load_model(tmp_path / "float")[0], "nf4", double_quant=double_quant)
     save_folder(ours, None, tmp_path / "ours")
@@ -134,8 +141,14 @@ def test_their_folder_here(tmp_path, rng, libraries, name, double_quant):
         assert a[key].dtype == b[key].dtype and a[key].shape == b[key].shape or ".quant_state." in key
         if ".quant_state." in key:
             a_state, b_state = json.loads(a[key].tobytes()), json.loads(b[key].tobytes())
-            assert a_state == pytest.approx(b_state) if double_quant else a_state == b_state
-        elif not key.endswith("nested_absmax"):  # the mean that is subtracted first is added up in another order
+            if double_quant:  # the mean of absmax is added up in another order
+                assert a_state.pop("nested_offset") == pytest.approx(b_state.pop("nested_offset"))
+            assert a_state == b_state
+        elif double_quant and key.endswith(".absmax"):  # and then a few are on the other side of a middle of two codes
+            assert np.mean(a[key] != b[key]) < 0.02
+        elif key.endswith(".nested_absmax"):
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-6)
+        else:
             np.testing.assert_array_equal(a[key], b[key], err_msg=key)
     a, b = (json.loads((tmp_path / who / "config.json").read_text()) for who in ("ours", "theirs"))
     a, b = a["quantization_config"], b["quantization_config"]

@@ -4,10 +4,10 @@ import math
 from fractions import Fraction
 
 import pytest
+from columns import clamp, numbers, run
 from exact import FORMATS, encode, finite, flushed, number, table, value, wrap
 from hypothesis import given
 from hypothesis import strategies as st
-from test_instructions import clamp, numbers, run
 
 INTEGERS = ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64")
 ROUNDINGS = ("rn", "rz", "rm", "rp")

@@ -13,6 +13,7 @@ order. How it is split depends on the sizes alone: every run, on every GPU of th
 
 import numpy as np
 
+from minilora.backend import array_namespace
 from minilora.backend.cuda.launch import Device, In, Launch, Out
 from minilora.errors import LaunchError
 
@@ -83,10 +84,12 @@ def gemm_4bit(
     table = np.zeros(16, np.float32)
     table[: len(levels)] = levels
     sizes = tuple(np.int32(size) for size in (M, N, K, blocksize, depth))
-    args = (In(packed), In(absmax), In(device.array(table)), In(rows), Out(sums), *sizes)
+    down = version > 2 and aligned and K % blocksize == 0
+    scales = array_namespace(absmax).ascontiguousarray(absmax.reshape(N, -1).T).reshape(-1) if down else absmax
+    args = (In(packed), In(scales), In(device.array(table)), In(rows), Out(sums), *sizes)
     defines = _types(x.dtype.name, sums.dtype.name) | {"TRANSPOSE": int(transpose)}
     if version > 1:
-        defines |= {"ROWS": tile_rows, "ALIGNED": int(aligned)}
+        defines |= {"ROWS": tile_rows, "ALIGNED": int(aligned)} | ({"DOWN": 1} if down else {})
     if splits == 1:
         args, defines = args + adapter, defines | adapter_defines
     name, arch = ("gemm_4bit", 75) if version < 3 else ("gemm_4bit_tensor", TENSOR_CORES)

@@ -8,7 +8,8 @@
 //   v4  the next tiles of x and of W's bytes are on their way (cp.async) while these are multiplied. Needs -DALIGNED=1.
 //
 // -DX, -DHEADER: __half or __nv_bfloat16, what declares it; -DTYPE: PTX's word for it. -DY, -DTRANSPOSE, -DALIGNED,
-// -DLORA and the parameters: as in gemm_4bit.cu. -DROWS: 32, 64 or 128.
+// -DLORA and the parameters: as in gemm_4bit.cu. -DROWS: 32, 64 or 128. -DDOWN=1: absmax is (K / blocksize, N), the
+// scales of one column of blocks side by side: those that a tile needs lie together, and not a row of W apart.
 
 #ifndef HEADER
 #define HEADER <cuda_fp16.h>
@@ -25,6 +26,9 @@
 #endif
 #ifndef ROWS
 #define ROWS 128
+#endif
+#ifndef DOWN
+#define DOWN 0
 #endif
 
 #ifdef LORA
@@ -62,6 +66,11 @@ struct __align__(4 * sizeof(Y)) Y4 {
 // Rows of both tiles are 64 entries: 8 chunks, which are all banks once. Chunk j of row i lies at j ^ i % 8, so that
 // the same chunk of eight rows, which ldmatrix reads, is in all banks as well.
 __device__ int place(int row, int chunk) { return row * 8 + (chunk ^ row % 8); }
+
+// The scale of W's 32 weights at (n, k), of which `i` 32s come before.
+__device__ float scale_at(const float* absmax, int n, int k, unsigned i, int N, int blocksize) {
+  return DOWN ? absmax[(unsigned)(k >> (31 - __clz(blocksize))) * N + n] : absmax[i >> (26 - __clz(blocksize))];
+}
 
 // Chunk of x at (m, r); zeros outside.
 __device__ uint4 chunk_of_x(const X* x, int m, int r, int M, int R) {
@@ -223,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_4bit_tensor_v
     if (n < N && k < K) {
       const unsigned i = (unsigned)n * (K / 32) + k / 32;
       codes.all = reinterpret_cast<const uint4*>(packed)[i];
-      scale = absmax[i >> (26 - __clz(blocksize))];
+      scale = scale_at(absmax, n, k, i, N, blocksize);
     }
     dequantize(ws, row, half, codes, scale, level);
 #else
@@ -274,7 +283,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm_4bit_tensor_v
     const bool inside = n < N && k < K;
     const unsigned i = inside ? (unsigned)n * (K / 32) + k / 32 : 0;
     copy(&codes[stage][t], reinterpret_cast<const uint4*>(packed) + i, inside);
-    next = inside ? absmax[i >> (26 - __clz(blocksize))] : 0;
+    next = inside ? scale_at(absmax, n, k, i, N, blocksize) : 0;
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
   fetch(begin, 0);

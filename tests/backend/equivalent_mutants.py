@@ -1,0 +1,2 @@
+REASONS = []
+def why(mutant): return None
