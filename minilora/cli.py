@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--show-batch", action="store_true", help="print the first batch with its mask, and stop")
     train.add_argument("--dry-run", action="store_true", help="print the plan and the memory it needs, and stop")
 
+    dataset = add("dataset", _dataset, "write a training file made from this Python's own library and help pages")
+    dataset.add_argument("name", help="docstrings, function-json or topics-squad")
+    dataset.add_argument("split", help="train, validation or held-out")
+    dataset.add_argument("output", help="file to write: .jsonl, topics-squad .json")
+
     fetch = add("fetch", _fetch, "download a model into the cache, checksum verified")
     fetch.add_argument("model", help="smollm2-135m")
 
@@ -204,6 +209,13 @@ def _parse_keys(words: list[str]) -> dict:
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"{name} {value}: {value!r} is not a YAML value") from error
     return keys
+
+
+def _dataset(args):
+    from minilora.data.export import export
+
+    kind = export(args.name, args.split, args.output)
+    _say(f"wrote {args.output}; in a configuration:\ndatasets:\n  - path: {args.output}\n    type: {kind}")
 
 
 def _fetch(args):

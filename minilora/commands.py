@@ -1,6 +1,7 @@
 """The commands that use a model: generate, chat, quantize, merge, evaluate; what each is given, and what it does."""
 
 import argparse
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -134,6 +135,14 @@ def quantize(args):
         "constants included")  # fmt: skip
     say(f"{before / 1e6:.2f} MB as float32, {model.memory_footprint() / 1e6:.2f} MB now; the rest stays float32")
     say(f"wrote {args.output}/")
+    if cut := sorted({q.shape[1] for q in layers if q.shape[1] % args.blocksize}):
+        smaller = math.gcd(args.blocksize, *cut)
+        warnings.warn(
+            f"rows of {', '.join(map(str, cut))} weights are not whole blocks of {args.blocksize}: that is right here "
+            "and on a GPU, but on a CPU bitsandbytes reads such layers wrongly (docs/errata.md, 23)"
+            + f"; --blocksize {smaller} avoids it" * (smaller >= 32),
+            stacklevel=1,
+        )
 
 
 def merge(args):

@@ -260,7 +260,7 @@ def test_10_activations_outweigh_the_adapter():
     assert kept(model, 8) > 10 * adapter
     assert kept(model, 8) > 1.7 * kept(model, 4)  # grows with the batch; the adapter does not
     # Without an adapter a frozen layer's input need not be kept; with one it must be, as A's gradient needs it.
-    assert kept(few, 8) < kept(full, 8) < kept(model, 8)
+    assert kept(few, 8) < 0.95 * kept(model, 8) and 0.95 < kept(model, 8) / kept(full, 8) < 1.05
 
 
 @pytest.mark.parametrize("learning_rate", [1e-3, 0.1])

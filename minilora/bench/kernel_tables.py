@@ -42,7 +42,7 @@ def report(found: dict, json_file=None, markdown=None, svg=None, say=print) -> b
     if not rows[0]:
         say(f"nothing about machine code: nvdisasm or cuobjdump is not here; {INSTALL}")
     if json_file:
-        atomic_write(json_file, json.dumps(found, indent=1) + "\n")
+        atomic_write(json_file, _json(found))
     if markdown:
         atomic_write(markdown, fill(Path(markdown).read_text(encoding="utf-8"), tables))
     if svg:
@@ -51,12 +51,13 @@ def report(found: dict, json_file=None, markdown=None, svg=None, say=print) -> b
 
 
 def sections(machine: list[MachineRow], runs: list[RunRow], gates: list[Gate]) -> dict[str, str]:
-    """Markdown by name: each ladder's, "bounds", "gpus", "loops", "machine code", "gates"."""
+    """Markdown by name: each ladder's, "bounds", "gpus", "gates"; of machine code "loops" and "machine code"."""
     found = {}
     for name in dict.fromkeys(row.ladder for row in runs):
         found[name] = run_table([row for row in runs if row.ladder == name])
     found |= {"bounds": bounds_table(runs), "gpus": gpus_table()}
-    found |= {"loops": loops_table(machine), "machine code": machine_table(machine)}
+    if machine:
+        found |= {"loops": loops_table(machine), "machine code": machine_table(machine)}
     return found | {"gates": gates_table(gates)}
 
 
@@ -144,6 +145,15 @@ def table(heads: list[str], rows: list[tuple], align: str = "") -> str:
     """Markdown; the first column to the left, the others to the right unless `align` says l."""
     rules = ["---", *("---" if align[i : i + 1] == "l" else "---:" for i in range(len(heads) - 1))]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [heads, rules, *rows])
+
+
+def _json(found: dict) -> str:
+    """A line for each row."""
+    parts = []
+    for name, value in found.items():
+        rows = ",\n  ".join(map(json.dumps, value)) if isinstance(value, list) else None
+        parts.append(f'"{name}": ' + (json.dumps(value) if rows is None else f"[\n  {rows}\n ]"))
+    return "{\n " + ",\n ".join(parts) + "\n}\n"
 
 
 def _share(value: float | None) -> str:

@@ -9,6 +9,7 @@ memory, issuing its instructions, moving sectors through its cache, and serving 
 GPU can do of the others while a byte arrives (Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009).
 """
 
+import ctypes
 import hashlib
 import math
 import re
@@ -22,7 +23,7 @@ from minilora.backend.simt import SimulatedDevice, _program
 from minilora.bench.ladders import LADDERS, VARIANTS, Ladder
 from minilora.bench.lookups import lookups
 from minilora.errors import LaunchError
-from minilora.simt import sass
+from minilora.simt import nvrtc, sass
 from minilora.simt.counters import SECTOR, Count, Counters, total
 from minilora.simt.occupancy import occupancy
 
@@ -258,11 +259,19 @@ def fingerprint(name: str) -> str:
     return hashlib.sha256("".join(code.split()).encode()).hexdigest()[:16]
 
 
+def compiler() -> str:
+    """NVRTC's version; another one may choose other instructions."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc._library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"NVRTC {major.value}.{minor.value}"
+
+
 def results(archs: Iterable[int] = ARCHS) -> dict:
     """Everything, as what JSON can hold. machine: empty where NVIDIA's disassembler is not installed."""
     machine = machine_rows(archs) if sass.available() else []
     runs = run_rows()
     return {
+        "compiler": compiler(),
         "sources": {path.name: fingerprint(path.name) for path in sorted(FOLDER.glob("*.cu"))},
         "gates": [asdict(gate) for gate in gates(machine, runs)],
         "runs": [asdict(row) for row in runs],

@@ -31,6 +31,7 @@ class KVCache:
 
     def keep(self, rows: np.ndarray):
         """Forget the rows of the batch that are not among these, given as booleans or numbers."""
+        rows = array_namespace(self.keys).asarray(rows)
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
 

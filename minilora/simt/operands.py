@@ -124,12 +124,11 @@ class Registers:
                 view[lanes.index] = values
 
         else:
-            signed = np.dtype(f"i{register.itemsize}")
-            wide = register.view(signed if dtype.kind == "i" else UNSIGNED[register.itemsize])
+            wide = register.view(UNSIGNED[register.itemsize])
             bits = dtype if dtype.kind == "i" else UNSIGNED[dtype.itemsize]
 
             def store(lanes, values):
-                wide[lanes.index] = values.view(bits)
+                wide[lanes.index] = values.view(bits)  # NumPy extends signed numbers by their sign
 
         return store
 

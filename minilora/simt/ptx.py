@@ -33,11 +33,11 @@ class Instruction:
     predicate: tuple[bool, str] | None = None
     line: int | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.opcode.split(".", 1)[0]
 
-    @property
+    @cached_property
     def modifiers(self) -> tuple[str, ...]:
         return tuple(self.opcode.split(".")[1:])
 
@@ -137,7 +137,7 @@ _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\b(?:\s*\.(?:global|const|shared|local))?(?:\s+\.align\s+\d+)?\s+)?"
     r"([\w$]+)(\[\d+\])?"
 )
-_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.DOTALL)
+_REGISTERS = re.compile(r"\.reg\s*\.(\w+)\s+(.*)", re.DOTALL)  # cuda_fp16.h writes .reg.b32
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)(?:.*inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?.*")
 _INSTRUCTION = re.compile(r"(?:@(!?)\s*([\w$%.]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 _NAME = re.compile(r"(?<![\w$%.])[%$]?[A-Za-z_][\w$]*")

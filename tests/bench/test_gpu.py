@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minilora.backend import use_backend
 from minilora.bench import gpu
-from minilora.errors import MiniloraError
+from minilora.cli import main
+from minilora.errors import BackendError, MiniloraError
 
 TIMES = {"ours": 3.0, "memcpy": 2.0, "cublas": 6.0, "bitsandbytes": 1.5}
 
@@ -56,3 +58,13 @@ def test_a_wrong_kernel_is_not_timed(cases, name):
     wrong = (right[0] ^ np.uint8(1), right[1]) if name == "quantize" else np.roll(right, 1)
     with pytest.raises(MiniloraError, match=name):
         list(gpu.rows([replace(case, ours=lambda: wrong)], timer, copied))
+
+
+def test_without_a_gpu_one_line_says_what_is_missing(capsys):
+    try:
+        with use_backend("cupy"):
+            pytest.skip("this machine has a GPU: minilora bench gpu would measure it")
+    except BackendError as error:
+        assert main(["bench", "gpu"]) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and said.err == f"minilora bench: {error}\n"

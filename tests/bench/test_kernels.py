@@ -1,4 +1,4 @@
-"""The kernel report: its page is what it prints, its figures are those of the kernels as they are, its gates can fail."""
+"""The kernel report: its page is what it prints, its figures are those of today's kernels, its gates can fail."""
 
 import json
 import re
@@ -14,16 +14,19 @@ from minilora.bench.kernel_tables import aligned, fill, report, roofline, sectio
 from minilora.bench.ladders import LADDERS, VARIANTS
 from minilora.cli import main
 from minilora.errors import DataError
-from minilora.simt import sass
+from minilora.simt import nvrtc, sass
 from minilora.viz.charts import standalone
 
 DOCS = Path(__file__).parents[2] / "docs"
 STORED = json.loads((DOCS / "kernels" / "results.json").read_text())
 MACHINE, RUNS, GATES = kernels.rows_of(STORED)
-RENEW = (
-    "minilora kernels report --json docs/kernels/results.json --markdown docs/kernels.md --svg docs/kernels/roofline.svg"
-)
+FILES = ["--json", "docs/kernels/results.json", "--markdown", "docs/kernels.md", "--svg", "docs/kernels/roofline.svg"]
+RENEW = f"minilora kernels report {' '.join(FILES)}"
+HERE = kernels.compiler() if simt.available() else None
 needs_nvrtc = pytest.mark.skipif(not simt.available(), reason="NVRTC is not installed: pip install 'minilora[simt]'")
+same_compiler = pytest.mark.skipif(
+    STORED["compiler"] != HERE, reason=f"the page has figures of {STORED['compiler']}; here is {HERE or 'no NVRTC'}"
+)
 needs_disassembler = pytest.mark.skipif(
     not (simt.available() and sass.available()),
     reason="NVRTC or nvdisasm and cuobjdump are not installed: pip install 'minilora[simt]'",
@@ -43,6 +46,7 @@ def test_the_page_and_the_picture_are_the_stored_figures():
     assert fill(page, sections(MACHINE, RUNS, GATES)) == page, f"renew the page: {RENEW}"
     assert (DOCS / "kernels" / "roofline.svg").read_text() == standalone(roofline(RUNS))
     asked = re.findall(r"<!-- kernels report: (.+?) -->", page)
+    assert f"({STORED['compiler']})" in page
     assert sorted(asked) == sorted(sections(MACHINE, RUNS, GATES))  # each table once, none left out
     assert [kernels.Gate(**gate) for gate in STORED["gates"]] == kernels.gates(MACHINE, RUNS)
 
@@ -53,7 +57,7 @@ def test_the_stored_figures_are_of_these_kernels():
     assert STORED["sources"] == now, f"a kernel was changed: {RENEW}"
 
 
-@needs_nvrtc
+@same_compiler
 @pytest.mark.parametrize(
     "name, versions",
     [("gemv_4bit", (4,)), ("dequantize_4bit_double", (2, 3)), ("dequantize_8bit", (0,)), ("rms_norm", (1, 2))],
@@ -63,6 +67,7 @@ def test_counted_again(name, versions):
     assert kernels.run_rows([ladder(name, *versions)]) == stored
 
 
+@same_compiler
 @needs_disassembler
 @pytest.mark.parametrize("name, arch", [("gemv_4bit", 90), ("dequantize_4bit", 75)])
 def test_compiled_again(name, arch):
@@ -71,6 +76,7 @@ def test_compiled_again(name, arch):
 
 
 @pytest.mark.slow
+@same_compiler
 @needs_disassembler
 def test_everything_again(tmp_path):
     assert main(["kernels", "report", "--json", str(tmp_path / "r.json")]) == int(not all(g.passed for g in GATES))
@@ -185,13 +191,10 @@ def test_the_report_says_and_writes_what_was_found(tmp_path):
     assert any("pip install 'minilora[simt]'" in line for line in said)
 
 
-def test_where_nothing_is_installed(monkeypatch, capsys):
-    monkeypatch.setattr(sass, "available", lambda: False)
-
-    def missing():
-        raise simt.nvrtc.SimulationError(f"NVRTC is not here; {simt.nvrtc.INSTALL}")
-
-    monkeypatch.setattr(simt.nvrtc, "_library", missing)
+def test_where_nothing_is_installed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(nvrtc.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(nvrtc.ctypes.util, "find_library", lambda name: None)
+    nvrtc._library.cache_clear()
     kernels._program.cache_clear()
     assert main(["kernels", "report", "--arch", "80"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -138,7 +138,7 @@ def test_their_folder_here(tmp_path, rng, libraries, name, double_quant):
     (a, _), (b, _) = (load_safetensors(tmp_path / who / "model.safetensors") for who in ("ours", "theirs"))
     assert a.keys() == b.keys()
     for key in a:
-        assert a[key].dtype == b[key].dtype and a[key].shape == b[key].shape or ".quant_state." in key
+        assert (a[key].dtype, a[key].shape) == (b[key].dtype, b[key].shape) or ".quant_state." in key
         if ".quant_state." in key:
             a_state, b_state = json.loads(a[key].tobytes()), json.loads(b[key].tobytes())
             if double_quant:  # the mean of absmax is added up in another order
