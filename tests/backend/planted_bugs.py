@@ -193,7 +193,7 @@ BUGS = [
     Bug("gemm: all parts of a split sum go to one place", G,
         "  y += (size_t)blockIdx.z * M * C;", "", gemm_split, RACE),
     Bug("gemm: parts of a split sum are added by +=", G,
-        "y[(size_t)m * C + c] = (Y)(sum +", "y += -(size_t)blockIdx.z * M * C, y[(size_t)m * C + c] += (Y)(sum +",
+        "y[(size_t)m * C + c] = (Y)WITH_ADAPTER(", "y += -(size_t)blockIdx.z * M * C, y[(size_t)m * C + c] += (Y)WITH_ADAPTER(",
         gemm_split, RACE),
     Bug("int8: a const input is used as room for the absolute values", I8,
         "for (INDEX i = begin + lane; i < end; i += 32) largest = max(largest, magnitude(x[i]));",

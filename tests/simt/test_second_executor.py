@@ -362,7 +362,7 @@ def test_a_whole_array_as_one_block():
 def test_gemv_4bit(M, N, K, odd_K, blocksize, options, order, seed):
     """Bit for bit but with an adapter: NVRTC fuses its product by `scaling` and sum."""
     dtype, scales, rank = options
-    rest = {"M": M, "N": N, "dtype": dtype, "scales": scales, "rank": rank, "seed": seed, "exact": rank == 0}
+    rest = {"M": M, "N": N, "dtype": dtype, "scales": scales, "rank": rank, "seed": seed}
     for version in range(5):
         agree(checks.gemv_4bit, version, order, K=K, blocksize=blocksize, **rest)
     for version in range(2):
@@ -377,7 +377,7 @@ def test_gemv_4bit(M, N, K, odd_K, blocksize, options, order, seed):
 )  # fmt: skip
 def test_gemm_4bit(M, N, K, odd_N, odd_K, options, order, seed):
     dtype, transpose, rank, splits = options
-    rest = {"dtype": dtype, "rank": rank, "splits": splits, "transpose": transpose, "seed": seed, "exact": rank == 0}
+    rest = {"dtype": dtype, "rank": rank, "splits": splits, "transpose": transpose, "seed": seed}
     for version in range(3):
         agree(checks.gemm_4bit, version, order, M=M, N=N, K=K, **rest)
         agree(checks.gemm_4bit, version, order, M=min(M, 9), N=odd_N, K=odd_K, blocksize=odd_K + 3, **rest)

@@ -35,15 +35,15 @@
 // -DLORA: + scaling · u Bᵀ, for u = x Aᵀ (M, rank) and B (columns of y, rank), both float32.
 #ifdef LORA
 #define ADAPTER , const float *__restrict__ B, const float *__restrict__ u, int rank, float scaling
-#define ADAPTER_SHARE(m, c) adapter_share(u + (size_t)(m) * rank, B + (size_t)(c) * rank, rank, scaling)
-__device__ float adapter_share(const float* u, const float* b, int rank, float scaling) {
+#define WITH_ADAPTER(sum, m, c) fmaf(scaling, adapter(u + (size_t)(m) * rank, B + (size_t)(c) * rank, rank), sum)
+__device__ float adapter(const float* u, const float* b, int rank) {
   float sum = 0;
   for (int i = 0; i < rank; ++i) sum = fmaf(u[i], b[i], sum);
-  return scaling * sum;
+  return sum;
 }
 #else
 #define ADAPTER
-#define ADAPTER_SHARE(m, c) 0.0f
+#define WITH_ADAPTER(sum, m, c) (sum)
 #endif
 
 #define PARAMETERS \
@@ -94,7 +94,7 @@ extern "C" __global__ void gemm_4bit_v0(PARAMETERS) {
     const float w = TRANSPOSE ? W.at(r, c, levels) : W.at(c, r, levels);
     sum = fmaf(w, (float)x[(size_t)m * R + r], sum);
   }
-  y[(size_t)m * C + c] = (Y)(sum + ADAPTER_SHARE(m, c));
+  y[(size_t)m * C + c] = (Y)WITH_ADAPTER(sum, m, c);
 }
 
 // v1: a block of 16 x 16 threads takes 16 x 16 outputs. Its threads fetch a tile of x and one of W, each along the rows
@@ -113,7 +113,7 @@ extern "C" __global__ void gemm_4bit_v1(PARAMETERS) {
     for (int k = 0; k < 16; ++k) sum = fmaf(xs[ty][k], TRANSPOSE ? ws[k][tx] : ws[tx][k], sum);
     __syncthreads();  // before the tiles are overwritten
   }
-  if (m < M && c0 + tx < C) y[(size_t)m * C + c0 + tx] = (Y)(sum + ADAPTER_SHARE(m, c0 + tx));
+  if (m < M && c0 + tx < C) y[(size_t)m * C + c0 + tx] = (Y)WITH_ADAPTER(sum, m, c0 + tx);
 }
 
 #define THREADS 128
@@ -270,5 +270,5 @@ extern "C" __global__ void gemm_4bit_add(
   if (i >= size) return;
   float sum = 0;
   for (int s = 0; s < splits; ++s) sum += partial[s * size + i];
-  y[i] = (Y)(sum + ADAPTER_SHARE(i / C, i % C));
+  y[i] = (Y)WITH_ADAPTER(sum, i / C, i % C);
 }

@@ -42,7 +42,7 @@
 #ifdef LORA
 #define ADAPTER , const float *__restrict__ B, const float *__restrict__ u, int rank, float scaling
 #define ADD_ADAPTER(sum, m, n, first, step) \
-  sum += scaling * adapter(B + (size_t)(n) * rank, u + (size_t)(m) * rank, rank, first, step)
+  sum = fmaf(scaling, adapter(B + (size_t)(n) * rank, u + (size_t)(m) * rank, rank, first, step), sum)
 __device__ float adapter(const float* b, const float* u, int rank, int first, int step) {
   float sum = 0;
 #pragma unroll 1
