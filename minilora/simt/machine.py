@@ -93,7 +93,7 @@ class Machine:
 
     def step(self) -> bool:
         """Execute one instruction for one group of lanes. False when nothing is left to execute."""
-        if self.group is None and not self._schedule():
+        if self.group is None and not self.schedule():
             return False
         self.steps += 1
         if self.steps > self.max_steps:
@@ -112,7 +112,7 @@ class Machine:
             self.go_to(at + 1)
         return True
 
-    def _schedule(self) -> bool:
+    def schedule(self) -> bool:
         """Choose the lanes that go on: those that are farthest behind. False at the end of the launch."""
         while not (runs := (self.pc < self.end) & (self.waiting == RUNNING)).any():
             if (self.pc < self.end).any():

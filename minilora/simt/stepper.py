@@ -85,7 +85,7 @@ class Stepper:
     def next_instruction(self) -> Step | None:
         """Execute one instruction for the lanes that are farthest behind; None at the end."""
         machine = self.machine
-        if machine.group is None and not machine._schedule():
+        if machine.group is None and not machine.schedule():
             return None
         instruction, group = machine.kernel.instructions[machine.at], machine.group.ids
         if instruction.predicate:
