@@ -1,6 +1,7 @@
 """The commands that use a model: generate, chat, quantize, merge, evaluate; what each is given, and what it does."""
 
 import argparse
+import contextlib
 import math
 import sys
 import warnings
@@ -140,7 +141,8 @@ def quantize(args):
         warnings.warn(
             f"rows of {', '.join(map(str, cut))} weights are not whole blocks of {args.blocksize}: that is right here "
             "and on a GPU, but on a CPU bitsandbytes reads such layers wrongly (docs/errata.md, 23)"
-            + f"; --blocksize {smaller} avoids it" * (smaller >= 32),
+            + f"; --blocksize {smaller} avoids it"
+            * (smaller >= 32),
             stacklevel=1,
         )
 
@@ -211,6 +213,8 @@ def chat(args):
 
     model, tokenizer = load(args)
     typed = sys.stdin.isatty()
+    with contextlib.suppress(ImportError):  # input() then edits its line and remembers the ones before
+        import readline  # noqa: F401
     width = shutil.get_terminal_size().columns if typed and sys.stdout.isatty() else 0
     if typed:
         say(COMMANDS)

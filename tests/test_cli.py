@@ -12,10 +12,11 @@ import pytest
 from minilora.doctor import report
 
 
-def run(*args, cwd=None, **env):
+def run(*args, cwd=None, typed=None, **env):
+    """typed: what comes at its standard input."""
     return subprocess.run(
         [sys.executable, "-m", "minilora", *map(str, args)],
-        capture_output=True, text=True, timeout=300, cwd=cwd, env=os.environ | env,
+        capture_output=True, text=True, timeout=300, cwd=cwd, env=os.environ | env, input=typed,
     )  # fmt: skip
 
 

@@ -77,6 +77,7 @@ class TrainingArguments:
     overwrite_output_dir: bool = False
 
     def __post_init__(self):
+        self.output_dir = str(self.output_dir)
         for a, b in (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio")):
             if getattr(self, a) and getattr(self, b):
                 raise ConfigError(f"{a}={getattr(self, a)!r} and {b}={getattr(self, b)!r}: give one of them")
