@@ -138,11 +138,10 @@ def quantize(args):
     say(f"wrote {args.output}/")
     if cut := sorted({q.shape[1] for q in layers if q.shape[1] % args.blocksize}):
         smaller = math.gcd(args.blocksize, *cut)
+        hint = f"; --blocksize {smaller} avoids it" if smaller >= 32 else ""
         warnings.warn(
             f"rows of {', '.join(map(str, cut))} weights are not whole blocks of {args.blocksize}: that is right here "
-            "and on a GPU, but on a CPU bitsandbytes reads such layers wrongly (docs/errata.md, 23)"
-            + f"; --blocksize {smaller} avoids it"
-            * (smaller >= 32),
+            f"and on a GPU, but on a CPU bitsandbytes reads such layers wrongly (docs/errata.md, 23){hint}",
             stacklevel=1,
         )
 

@@ -19,13 +19,52 @@ NOTHING = Instruction("membar.cta", ())  # has no effect on the simulated GPU
 BOUNDARY = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "ne", "ne": "eq", "lo": "ls", "hi": "hs"}
 BOUNDARY |= {"ltu": "leu", "leu": "ltu", "gtu": "geu", "geu": "gtu", "equ": "neu", "neu": "equ"}
 OTHER = {  # an operation -> the one that it may be confused with
-    "add": "sub", "sub": "add", "min": "max", "max": "min", "and": "or", "or": "and", "xor": "or", "shl": "shr",
-    "shr": "shl", "div": "rem", "rem": "div",
-}  # fmt: skip
-PLACES = {"%tid.x": "%ctaid.x", "%ctaid.x": "%tid.x", "%tid.y": "%tid.x", "%ctaid.y": "%ctaid.x", "%ctaid.z": "%ctaid.x",
-          "%ntid.x": "%nctaid.x", "%nctaid.y": "%nctaid.x", "%ntid.y": "%ntid.x"}  # fmt: skip
-WITH_NUMBERS = {"add", "sub", "and", "or", "xor", "shl", "shr", "mul", "mad", "mov", "bfi", "bfe", "prmt", "shf", "dp4a",
-                "selp", "min", "max", "setp", "lop3", "div", "rem"}  # fmt: skip
+    "add": "sub",
+    "sub": "add",
+    "min": "max",
+    "max": "min",
+    "and": "or",
+    "or": "and",
+    "xor": "or",
+    "shl": "shr",
+    "shr": "shl",
+    "div": "rem",
+    "rem": "div",
+}
+PLACES = {
+    "%tid.x": "%ctaid.x",
+    "%ctaid.x": "%tid.x",
+    "%tid.y": "%tid.x",
+    "%ctaid.y": "%ctaid.x",
+    "%ctaid.z": "%ctaid.x",
+    "%ntid.x": "%nctaid.x",
+    "%nctaid.y": "%nctaid.x",
+    "%ntid.y": "%ntid.x",
+}
+WITH_NUMBERS = {
+    "add",
+    "sub",
+    "and",
+    "or",
+    "xor",
+    "shl",
+    "shr",
+    "mul",
+    "mad",
+    "mov",
+    "bfi",
+    "bfe",
+    "prmt",
+    "shf",
+    "dp4a",
+    "selp",
+    "min",
+    "max",
+    "setp",
+    "lop3",
+    "div",
+    "rem",
+}
 NARROWER = {"u16": "u8", "u32": "u16", "s32": "s16", "b32": "b16", "u64": "u32", "b64": "b32"}
 
 
@@ -91,8 +130,9 @@ def _drop_operation(i):
 
 def _drop_product(i):
     if i.name in ("fma", "mad", "dp4a"):
-        yield Instruction(f"mov.{'b64' if 'wide' in i.modifiers else _type(i)}", (i.operands[0], i.operands[3]),
-                          i.predicate, i.line)  # fmt: skip
+        yield Instruction(
+            f"mov.{'b64' if 'wide' in i.modifiers else _type(i)}", (i.operands[0], i.operands[3]), i.predicate, i.line
+        )
 
 
 def _drop_addend(i):
@@ -233,7 +273,9 @@ def _fragment(i):
 
 def _transpose(i):
     if i.name == "ldmatrix":
-        opcode = i.opcode.replace(".trans", "") if "trans" in i.modifiers else i.opcode.replace(".shared", ".trans.shared")
+        opcode = (
+            i.opcode.replace(".trans", "") if "trans" in i.modifiers else i.opcode.replace(".shared", ".trans.shared")
+        )
         yield replace(i, opcode=opcode)
 
 
@@ -294,7 +336,11 @@ def _directed(i):
 
 
 def _flush(i):
-    if i.name in ("add", "sub", "mul", "div", "fma", "setp", "max", "min") and _type(i) == "f32" and "ftz" not in i.modifiers:
+    if (
+        i.name in ("add", "sub", "mul", "div", "fma", "setp", "max", "min")
+        and _type(i) == "f32"
+        and "ftz" not in i.modifiers
+    ):
         yield replace(i, opcode=i.opcode.replace(".f32", ".ftz.f32"))
 
 

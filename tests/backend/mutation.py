@@ -1,37 +1,25 @@
 """Would the tests notice? One PTX instruction of a shipped kernel is changed at a time, and its test cases run again.
 
-    python tests/backend/mutation.py                        # a sample of 20 mutants of every kernel
-    python tests/backend/mutation.py gemv_4bit_v4 --each 200
-    python tests/backend/mutation.py --each 60 --markdown docs/mutation.md
+    PYTHONPATH=tests:tests/simt python -m backend.mutation                      # a sample of 24 mutants of every kernel
+    PYTHONPATH=tests:tests/simt python -m backend.mutation gemv_4bit_v4 --each 200
 
 A mutant is killed where the simulated GPU reports an error ("trap"), where a result is not NumPy's ("difference"), or
 where the kernel takes eight times the steps that it should ("endless"). One that survives either computes the same as
-the kernel (equivalent_mutants.py says why, for each) or shows that a case is missing. The score is the share of the
-killed among those that are not equivalent (R. DeMillo, R. Lipton, F. Sayward, "Hints on test data selection", 1978).
+the kernel, or shows that a case is missing: it is printed, and which of the two it is has to be judged (R. DeMillo,
+R. Lipton, F. Sayward, "Hints on test data selection", 1978).
 
 The sample is drawn with a seed. It takes kinds of change by turns, so that rare ones (a barrier, a wait) are all tried.
 """
 
 import argparse
 import random
-import re
-import sys
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
-import numpy as np
-
-try:
-    from backend import equivalent_mutants, mutation_cases
-    from backend.mutants import mutants
-except ImportError:  # run as a program
-    import equivalent_mutants
-    import mutation_cases
-    from mutants import mutants
+from backend import mutation_cases
+from backend.mutants import mutants
 
 from minilora import simt
 from minilora.backend import simt as backend
@@ -100,42 +88,67 @@ class Mutant:
         return f"{self.kind}: {self.original}  ->  {self.instruction}"
 
 
-class MutantDevice(backend.SimulatedDevice):
-    """The simulated GPU, on which one kernel is the mutant. Without one it notes the steps of each kernel."""
+class Reached(set):
+    """The instructions that some thread came to; simt's counter of a launch."""
 
-    def __init__(self, mutant: Mutant | None = None, steps: dict[Variant, int] | None = None):
+    def issue(self, index, lanes, warps):
+        self.add(index)
+
+    def access(self, *what):
+        pass
+
+
+class Watch(backend.SimulatedDevice):
+    """The simulated GPU, which notes of each kernel the steps that it takes and the instructions that it reaches."""
+
+    def __init__(self):
         super().__init__()
-        self.mutant, self.steps = mutant, {} if steps is None else steps
-        self.program = mutant and mutant.program
+        self.steps, self.reached = Counter(), defaultdict(Reached)
 
     def execute(self, launch: Launch):
         variant = Variant(launch.source, launch.options, launch.function)
-        mutated = self.mutant is not None and variant == self.mutant.variant
-        limit = {"max_steps": SLOWER * self.steps[variant] + MORE} if mutated else {}
-        args = tuple(backend._argument(arg) for arg in launch.args)
-        program = self.program if mutated else variant.program
+        machine = _machine(variant.program, launch, counters=self.reached[variant])
+        machine.run()
+        self.steps[variant] = max(self.steps[variant], machine.steps)
+
+
+class MutantDevice(backend.SimulatedDevice):
+    """The simulated GPU, on which one kernel is the mutant."""
+
+    def __init__(self, mutant: Mutant, program: simt.Program, max_steps: int):
+        super().__init__()
+        self.mutant, self.program, self.max_steps, self.machine = mutant, program, max_steps, None
+
+    def execute(self, launch: Launch):
+        if Variant(launch.source, launch.options, launch.function) != self.mutant.variant:
+            super().execute(launch)
+            return
         try:
-            machine = simt.Machine(
-                program, launch.function, launch.grid, launch.block, args, launch.shared, **limit
-            )
+            self.machine = _machine(self.program, launch, max_steps=self.max_steps)
         except SimulationError as error:
             raise Stillborn(str(error)) from error
-        self.machine = machine
-        machine.run()
-        self.steps[variant] = max(self.steps.get(variant, 0), machine.steps)
+        self.machine.run()
+
+
+def _machine(program: simt.Program, launch: Launch, **options) -> simt.Machine:
+    args = tuple(backend._argument(arg) for arg in launch.args)
+    return simt.Machine(program, launch.function, launch.grid, launch.block, args, launch.shared, **options)
 
 
 @dataclass
 class Subject:
-    """A kernel as compiled with some options, and its cases with the steps that each takes of it, fewest first."""
+    """A kernel as compiled with some options, its cases with the steps that each takes of it, fewest first, and the
+    instructions that they reach."""
 
     variant: Variant
     cases: list[tuple[Callable, int]] = field(default_factory=list)
+    reached: set[int] = field(default_factory=set)
 
     def outcome(self, mutant: Mutant) -> tuple[str, str]:
         """What becomes of a mutant: one of KILLED, "survived", "stillborn" or "crash" (of the simulator); and why."""
+        program = mutant.program
         for case, steps in self.cases:
-            device = MutantDevice(mutant, {self.variant: steps})
+            device = MutantDevice(mutant, program, SLOWER * steps + MORE)
             try:
                 case(device)
             except Stillborn as error:
@@ -154,11 +167,13 @@ def subjects(kernel: str) -> list[Subject]:
     """Run the cases of a kernel as it is, which must pass, and sort them by how it was compiled for them."""
     found = {}
     for case in mutation_cases.CASES[kernel]:
-        device = MutantDevice()
+        device = Watch()
         case(device)
         for variant, steps in device.steps.items():
             if variant.function == kernel:
-                found.setdefault(variant, Subject(variant)).cases.append((case, steps))
+                subject = found.setdefault(variant, Subject(variant))
+                subject.cases.append((case, steps))
+                subject.reached |= device.reached[variant]
     for subject in found.values():
         subject.cases.sort(key=lambda pair: pair[1])
     return list(found.values())
@@ -169,6 +184,8 @@ def sample(subject: Subject, count: int, seed: int) -> list[Mutant]:
     rng = random.Random(f"{subject.variant} {seed}")
     by_kind = defaultdict(list)
     for index, kind, instruction in mutants(subject.variant.kernel, subject.variant.exact):
+        if index not in subject.reached:
+            continue
         by_kind[kind].append(Mutant(subject.variant, index, kind, instruction))
     for some in by_kind.values():
         rng.shuffle(some)
@@ -180,3 +197,28 @@ def sample(subject: Subject, count: int, seed: int) -> list[Mutant]:
             if not by_kind[kind]:
                 del by_kind[kind]
     return chosen[:count]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Try mutants of the kernels; print those that no case notices.")
+    parser.add_argument("kernels", nargs="*", help="names such as gemv_4bit_v4 (default: all)")
+    parser.add_argument("--each", type=int, default=24, help="mutants of a kernel (default 24)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    total = Counter()
+    for kernel in args.kernels or mutation_cases.CASES:
+        counts, found = Counter(), subjects(kernel)
+        for subject in found:
+            for mutant in sample(subject, max(3, args.each // len(found)), args.seed):
+                outcome, _ = subject.outcome(mutant)
+                counts[outcome] += 1
+                if outcome == "survived":
+                    print(f"  {mutant}    | {mutant.line}")
+        print(kernel, dict(counts), flush=True)
+        total += counts
+    killed = sum(total[kind] for kind in KILLED)
+    print(f"killed {killed} of {killed + total['survived']}: {killed / (killed + total['survived']):.1%}", dict(total))
+
+
+if __name__ == "__main__":
+    main()

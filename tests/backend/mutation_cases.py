@@ -43,7 +43,7 @@ def near(borders, n: int, blocksize: int, seed: int) -> np.ndarray:
     x = f32(rng.choice(borders, n) * absmax)
     step = rng.integers(-2, 3, n)
     for _ in range(2):
-        x = np.where(step == 0, x, np.nextafter(x, np.sign(step) * f32(np.inf))).astype(f32)
+        x = np.where(step == 0, x, np.nextafter(x, f32(9e9) * np.sign(step))).astype(f32)
         step -= np.sign(step)
     x[::blocksize] = absmax[::blocksize]
     return x
@@ -80,9 +80,16 @@ def _quantize_4bit(version: int) -> list:
     exact += [dict(n=n, blocksize=256, seed=n) for n in (201, 202, 203, 204)]  # a partial block
     exact += [dict(n=n, blocksize=256, code="subnormal") for n in (201, 204)]
     if version < 2:
-        mixed += [dict(n=703, blocksize=7), dict(n=2503, blocksize=5), dict(n=999, blocksize=1), dict(n=606, blocksize=3)]
-        exact += [dict(n=33 * 20 + rest, blocksize=33, seed=rest, code=c) for rest, c in (
-            (8, "nf4"), (31, "nf4"), (15, "subnormal"))]  # fmt: skip
+        mixed += [
+            dict(n=703, blocksize=7),
+            dict(n=2503, blocksize=5),
+            dict(n=999, blocksize=1),
+            dict(n=606, blocksize=3),
+        ]
+        exact += [
+            dict(n=33 * 20 + rest, blocksize=33, seed=rest, code=c)
+            for rest, c in ((8, "nf4"), (31, "nf4"), (15, "subnormal"))
+        ]
     if version == 1:
         exact += [dict(n=n, blocksize=301, seed=n, code=c) for n in (601, 500, 602) for c in ("nf4", "subnormal")]
     if version == 3:
@@ -123,7 +130,9 @@ def dequantize_int8(device, version, n, blocksize, start=0, dtype="float32", las
     rng = np.random.default_rng(seed)
     codes, absmax = rng.integers(-128, 128, n).astype(np.int8), rng.choice(SCALES, -(-n // blocksize))
     absmax[-1] = absmax[-1] if last is None else last
-    got = quantize.dequantize_int8(device, codes, absmax, blocksize, start, n, dtype=checks.DTYPES[dtype], version=version)
+    got = quantize.dequantize_int8(
+        device, codes, absmax, blocksize, start, n, dtype=checks.DTYPES[dtype], version=version
+    )
     with np.errstate(all="ignore"):
         checks.same(got, checks.rounded(reference.dequantize_int8(codes, absmax, blocksize, start, n), dtype))
 
@@ -147,8 +156,10 @@ def _dequantize(check, version: int, stores: int) -> list:
         if stores:
             sizes += _ends(version, dtype, stores)
         else:
-            sizes += [dict(n=1300 + rest, blocksize=b, start=start, dtype=dtype, seed=rest) for rest, b, start in (
-                (0, 7, 3), (1, 5, 4), (2, 64, 1), (3, 1, 2))]  # fmt: skip
+            sizes += [
+                dict(n=1300 + rest, blocksize=b, start=start, dtype=dtype, seed=rest)
+                for rest, b, start in ((0, 7, 3), (1, 5, 4), (2, 64, 1), (3, 1, 2))
+            ]
     return cases(check, version, sizes)
 
 
@@ -162,10 +173,16 @@ def _dequantize_double(version: int) -> list:
 
 def _quantize_int8(version: int) -> list:
     mixed = [dict(n=133, blocksize=16), dict(n=1003, blocksize=64, seed=1), dict(n=45, blocksize=200)]
-    exact = [dict(n=4000 + rest, blocksize=20, seed=rest) for rest in (0, 1, 2, 3)]
+    exact = [dict(n=4000, blocksize=20)]
+    exact += [dict(n=4000 + rest, blocksize=20, seed=rest) for rest in (1, 2, 3, 5, 6, 7)]
     exact += [dict(n=n, blocksize=256, seed=n) for n in (201, 202, 203, 204)]
     if version < 2:
-        mixed += [dict(n=2503, blocksize=5), dict(n=702, blocksize=7), dict(n=606, blocksize=3), dict(n=606, blocksize=1)]
+        mixed += [
+            dict(n=2503, blocksize=5),
+            dict(n=702, blocksize=7),
+            dict(n=606, blocksize=3),
+            dict(n=606, blocksize=1),
+        ]
     return cases(checks.quantize_int8, version, mixed) + cases(quantize_int8, version, exact)
 
 
@@ -175,46 +192,97 @@ def _quantize_int8(version: int) -> list:
 def _gemv(version: int) -> list:
     if version < 2:
         sizes = [dict(M=4, N=11, K=K, blocksize=b) for K, b in ((41, 7), (70, 64), (3, 1), (128, 32), (191, 64))]
-        sizes += [dict(M=3, N=300, K=6, blocksize=5)]
+        sizes += [dict(M=4, N=300, K=6, blocksize=5)]
     else:
         sizes = [dict(M=4, N=11, K=96, blocksize=32), dict(M=4, N=35, K=1056, blocksize=64), dict(M=4, N=3, K=4192)]
-        sizes += [dict(M=3, N=70, K=32, blocksize=256)]
+        sizes += [dict(M=4, N=70, K=32, blocksize=256)]
     nested = dict(M=5, dtype="float16", scales="dynamic")
-    both = [some | nested | dict(rank=rank) for some, rank in zip(sizes, (5, 40, 70, 1, 3, 2), strict=False)]
+    both = [some | nested | dict(rank=rank) for some, rank in zip(sizes, (5, 40, 70, 1, 3, 200), strict=False)]
     return cases(checks.gemv_4bit, version, sizes + both)
 
 
 def _gemm(version: int, forward: list[dict], backward: list[dict], adapter: str = "float16") -> list:
     """Both directions, the second with an adapter and in 16 bits."""
-    ranks = (5, 11, 1, 16, 3, 9)
-    back = [dict(dtype=adapter, transpose=True, rank=r, **some) for some, r in zip(backward, ranks, strict=False)]
+    ranks = (5, 11, 1, 16, 3, 9, 2)
+    back = [dict(dtype=adapter, transpose=True, rank=r) | some for some, r in zip(backward, ranks, strict=False)]
     return cases(checks.gemm_4bit, version, forward + back)
 
 
-SMALL = [dict(M=5, N=20, K=37, blocksize=16), dict(M=17, N=18, K=70), dict(M=17, N=37, K=19, blocksize=7),
-         dict(M=3, N=34, K=33, blocksize=64), dict(M=2, N=67, K=9, blocksize=1)]  # fmt: skip
-ODD = [dict(M=5, N=37, K=19, blocksize=7), dict(M=33, N=70, K=83), dict(M=40, N=66, K=68)]
-EVEN = [dict(M=20, N=40, K=96, blocksize=32), dict(M=31, N=71, K=224), dict(M=17, N=130, K=64)]
+SMALL = [
+    dict(M=5, N=20, K=37, blocksize=16),
+    dict(M=17, N=18, K=70),
+    dict(M=17, N=37, K=19, blocksize=7),
+    dict(M=3, N=34, K=33, blocksize=64),
+    dict(M=2, N=67, K=9, blocksize=1),
+]
+FORWARD = [
+    dict(M=20, N=40, K=96, blocksize=32),
+    dict(M=31, N=71, K=224, blocksize=32),
+    dict(M=17, N=130, K=320),
+    *(dict(M=32, N=N, K=128) for N in (69, 81, 82, 97, 98, 99, 115)),
+]
+BACKWARD = [dict(M=20, N=40, K=96), dict(M=31, N=72, K=224), dict(M=17, N=136, K=32)]
+ODD = [
+    dict(M=5, N=37, K=19, blocksize=7),
+    dict(M=31, N=70, K=83),
+    dict(M=30, N=66, K=68),
+    dict(M=32, N=20, K=98),
+    dict(M=32, N=6, K=69),
+    dict(M=32, N=5, K=97),
+]
+IN_PARTS = [dict(dtype="float16", splits=2) | sizes for sizes in FORWARD]
 
 CASES = {
     **{f"quantize_4bit_v{v}": _quantize_4bit(v) for v in range(4)},
     **{f"dequantize_4bit_v{v}": _dequantize(dequantize_4bit, v, {2: 1, 3: 4}.get(v, 0)) for v in range(4)},
     **{f"dequantize_4bit_double_v{v}": _dequantize_double(v) for v in range(4)},
     **{f"quantize_int8_v{v}": _quantize_int8(v) for v in range(3)},
-    "slice_absmax": cases(checks.quantize_int8, 2, [
-        dict(n=1003, blocksize=64), dict(n=20_001, blocksize=17_000), dict(n=40_001, blocksize=50_000, seed=1)]),
+    "slice_absmax": cases(
+        checks.quantize_int8,
+        2,
+        [
+            dict(n=1003, blocksize=64),
+            dict(n=20_001, blocksize=17_000),
+            dict(n=40_001, blocksize=50_000, seed=1),
+            dict(n=90_000, blocksize=90_000, seed=1),
+        ],
+    ),
     **{f"dequantize_int8_v{v}": _dequantize(dequantize_int8, v, v) for v in range(2)},
-    "quantize_8bit_v0": cases(quantize_8bit, 0, [dict(n=2000, blocksize=4), dict(n=9, blocksize=5), dict(n=2, blocksize=7)]),
-    "quantize_8bit_v1": cases(quantize_8bit, 1, [dict(n=2003, blocksize=33), dict(n=1003, blocksize=256), dict(n=300, blocksize=700)]),
-    "dequantize_8bit_v0": cases(checks.quantize_8bit, 1, [dict(n=133, blocksize=33), dict(n=1003, blocksize=256, seed=1)]),
+    "quantize_8bit_v0": cases(
+        quantize_8bit, 0, [dict(n=2000, blocksize=4), dict(n=9, blocksize=5), dict(n=2, blocksize=7)]
+    ),
+    "quantize_8bit_v1": cases(
+        quantize_8bit,
+        1,
+        [
+            dict(n=2003, blocksize=33),
+            dict(n=1003, blocksize=256),
+            dict(n=300, blocksize=700),
+            dict(n=1300, blocksize=650),
+        ],
+    ),
+    "dequantize_8bit_v0": cases(
+        checks.quantize_8bit, 1, [dict(n=133, blocksize=33), dict(n=1003, blocksize=256, seed=1)]
+    ),
     **{f"gemv_4bit_v{v}": _gemv(v) for v in range(5)},
     **{f"gemm_4bit_v{v}": _gemm(v, [*SMALL, dict(M=4, N=20, K=150, splits=2)], SMALL) for v in range(2)},
-    "gemm_4bit_v2": _gemm(2, [*EVEN, dict(M=100, N=70, K=32)], ODD),
+    "gemm_4bit_v2": _gemm(
+        2, [*FORWARD[:7], dict(M=64, N=70, K=32), dict(M=33, N=20, K=160, splits=2)], [dict(M=40, N=83, K=19), *ODD]
+    ),
     "gemm_4bit_add": [
         *cases(checks.gemm_4bit, 0, [dict(M=4, N=20, K=150, splits=2), dict(M=3, N=87, K=450, splits=7)]),
-        *_gemm(0, [], [dict(M=4, N=150, K=20, splits=2), dict(M=3, N=450, K=87, splits=7)])],
-    "gemm_4bit_tensor_v3": _gemm(3, [dict(dtype="float16", **s) for s in EVEN], ODD, "bfloat16"),
-    "gemm_4bit_tensor_v4": _gemm(4, [dict(dtype="float16", **s) for s in EVEN], EVEN, "bfloat16"),
-    **{f"softmax_v{v}": cases(checks.softmax, v, [dict(R=3, n=n) for n in (70, 5, 301, 39)]) for v in range(3)},
-    **{f"rms_norm_v{v}": cases(checks.rms_norm, v, [dict(R=9, n=n) for n in (70, 5, 301, 39)]) for v in range(3)},
-}  # fmt: skip
+        *_gemm(0, [], [dict(M=4, N=150, K=20, splits=2), dict(M=3, N=450, K=87, splits=7)]),
+    ],
+    "gemm_4bit_tensor_v3": _gemm(3, IN_PARTS, ODD, "bfloat16"),
+    "gemm_4bit_tensor_v4": _gemm(4, IN_PARTS, BACKWARD, "bfloat16"),
+    **{
+        f"softmax_v{v}": cases(checks.softmax, v, [dict(R=3, n=n) for n in (70, 5, 301, 39, *[1400, 1029] * (v == 1))])
+        for v in range(3)
+    },
+    **{
+        f"rms_norm_v{v}": cases(
+            checks.rms_norm, v, [dict(R=9, n=n) for n in (70, 5, 301, 39, *[1400, 1029] * (v == 1))]
+        )
+        for v in range(3)
+    },
+}
