@@ -44,7 +44,7 @@ def test_import_is_quick_and_pulls_in_numpy_only():
 
 def test_help_of_every_command():
     text = run("--help").stdout
-    for name in ("demo", "train", "fetch", "generate", "bench", "doctor"):
+    for name in ("demo", "train", "fetch", "generate", "chat", "quantize", "merge", "evaluate", "bench", "doctor"):
         assert name in text and run(name, "--help").returncode == 0
 
 

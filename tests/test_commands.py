@@ -5,12 +5,12 @@ import re
 
 import numpy as np
 import pytest
+from test_cli import failed, run
 
 from minilora import LoraConfig, PeftModel, generate, get_peft_model, load_model, no_grad, quantize_model
 from minilora.data.topics import write_squad
 from minilora.train.evaluate import evaluate, evaluate_answers
 from minilora.train.questions import from_file, from_task
-from test_cli import failed, run
 
 IDS = np.arange(1, 25).reshape(2, 12)
 TASK = ("--task", "header_json", "--limit", "12")
@@ -141,15 +141,14 @@ def shown(result) -> dict[str, float]:
 
 
 def test_evaluate_a_task(tmp_path, base, adapters):
-    result = run(
-        "evaluate", base, "--adapter", adapters["nf4"], *TASK, "--generate", "--json", tmp_path / "scores.json"
-    )
+    options = ("--generate", "--max-new-tokens", 24, "--json", tmp_path / "scores.json")
+    result = run("evaluate", base, "--adapter", adapters["nf4"], *TASK, *options)
     assert result.returncode == 0 and not result.stderr
     model, tokenizer = load_model(base)
     model = PeftModel.from_pretrained(model, adapters["nf4"]).eval()
     questions = from_task("header_json", tokenizer, 512, 12)
     scores = evaluate(model, questions.examples, 16)
-    written = evaluate_answers(model, tokenizer, *questions.answerable(tokenizer, 512))
+    written = evaluate_answers(model, tokenizer, *questions.answerable(tokenizer, 512, 24))
     written.pop("answers")
     figures = json.loads((tmp_path / "scores.json").read_text())
     assert {name: figures[name] for name in scores} == pytest.approx(scores)
