@@ -179,10 +179,7 @@ class Sequential(Module):
 
     def __init__(self, *modules: Module):
         for i, module in enumerate(modules):
-            self[i] = module
-
-    def __setitem__(self, i: int, module: Module):
-        setattr(self, str(i), module)
+            setattr(self, str(i), module)
 
     def __getitem__(self, i: int) -> Module:
         return vars(self)[str(i)]

@@ -96,11 +96,12 @@ class Module:
     def set_submodule(self, path: str, module: "Module"):
         """Put `module` where the one of that path is."""
         parent, _, name = path.rpartition(".")
-        if name.isdigit():
+        modules = dict(self.named_modules())
+        if parent in modules:
+            setattr(modules[parent], name, module)
+        else:  # in a list
             owner, _, attribute = parent.rpartition(".")
-            getattr(self.get_submodule(owner), attribute)[int(name)] = module
-        else:
-            setattr(self.get_submodule(parent), name, module)
+            getattr(modules[owner], attribute)[int(name)] = module
 
     @property
     def xp(self):

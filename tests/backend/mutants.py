@@ -70,10 +70,15 @@ NARROWER = {"u16": "u8", "u32": "u16", "s32": "s16", "b32": "b16", "u64": "u32",
 
 def mutants(kernel: Kernel, exact: bool) -> Iterator[tuple[int, str, Instruction]]:
     """(index, kind, what the instruction becomes). exact: also changes of a last bit, and of subnormal numbers."""
+    constants = constants_of(kernel)
     predicates = [name for name, type in kernel.registers.items() if type == "pred"]
     for index, i in enumerate(kernel.instructions):
         rules = [*RULES, *(EXACT if exact else ROUGH)]
         changed = [(kind, new) for kind, rule in rules for new in rule(i)]
+        if i.name == "shfl":
+            changed.append(
+                ("another lane", _with(i, 2, "2" if constants.get(i.operands[2], i.operands[2]) == "1" else "1"))
+            )
         if i.predicate and i.predicate[1] in predicates:
             before = predicates[predicates.index(i.predicate[1]) - 1]
             changed.append(("another predicate", replace(i, predicate=(i.predicate[0], before))))
@@ -84,6 +89,18 @@ def mutants(kernel: Kernel, exact: bool) -> Iterator[tuple[int, str, Instruction
         for kind, new in changed:
             if new != i:
                 yield index, kind, new
+
+
+def constants_of(kernel: Kernel) -> dict[str, str]:
+    """Registers that are only ever set to one number, and that number."""
+    values = {}
+    for i in kernel.instructions:
+        for register in (
+            (vector(i.operands[0]) or i.operands[:1]) if i.operands and i.name not in ("st", "bra", "bar") else ()
+        ):
+            is_number = i.name == "mov" and re.fullmatch(r"-?\d+|0[fF]\w{8}", i.operands[1])
+            values.setdefault(register, set()).add(i.operands[1] if is_number else None)
+    return {register: next(iter(some)) for register, some in values.items() if len(some) == 1 and None not in some}
 
 
 def _with(i: Instruction, position: int, operand: str) -> Instruction:
@@ -180,7 +197,12 @@ def _other_operation(i):
 
 
 def _swapped_operands(i):
-    if i.name in ("sub", "shl", "shr", "div", "rem", "setp", "prmt") and i.operands[1] != i.operands[2]:
+    symmetric = i.name == "setp" and i.modifiers[0] in ("eq", "ne", "equ", "neu")
+    if (
+        i.name in ("sub", "shl", "shr", "div", "rem", "setp", "prmt")
+        and i.operands[1] != i.operands[2]
+        and not symmetric
+    ):
         yield _swapped(i, 1, 2)
 
 
@@ -190,11 +212,12 @@ def _selp(i):
 
 
 def _number(i):
-    """A whole number one larger."""
+    """A whole number one larger; a mask without its lowest bit."""
     if i.name in WITH_NUMBERS:
         for position in range(1, len(i.operands)):
             if _is_number(i.operands[position]):
-                yield _with(i, position, str(int(i.operands[position], 0) + 1))
+                n = int(i.operands[position], 0)
+                yield _with(i, position, str(n & n - 1 if i.name == "and" else n + 1))
 
 
 def _selector(i):
@@ -238,7 +261,7 @@ def _further(i):
 
 
 def _narrower(i):
-    """Half as wide, a byte with a sign, or half of a vector."""
+    """Half as wide, or half of a vector."""
     if (at := _at(i)) is None:
         return
     type, registers = _type(i), vector(i.operands[1 - at])
@@ -249,10 +272,6 @@ def _narrower(i):
         yield _with(_opcode(i, **modifier), 1 - at, operand)
     elif type in NARROWER:
         yield _opcode(i, **{type: NARROWER[type]})
-    elif type == "u8" and i.name == "ld":
-        yield _opcode(i, u8="s8")
-    elif type == "s8" and i.name == "ld":
-        yield _opcode(i, s8="u8")
 
 
 def _vector_order(i):
@@ -291,13 +310,6 @@ def _ignored_size(i):
 
 
 # Lanes
-
-
-def _lane(i):
-    """A shuffle from another lane."""
-    if i.name == "shfl":
-        n = i.operands[2]
-        yield _with(i, 2, "1" if n != "1" else "2")
 
 
 def _mask(i):
@@ -389,7 +401,6 @@ RULES = [
     ("vector order", _vector_order),
     ("fragment order", _fragment),
     ("ldmatrix transposed", _transpose),
-    ("another lane", _lane),
     ("lane 31 left out", _mask),
     ("rounding of a conversion", _rounding),
     ("sign of a byte", _sign),

@@ -13,13 +13,14 @@ The sample is drawn with a seed. It takes kinds of change by turns, so that rare
 
 import argparse
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from backend import mutation_cases
-from backend.mutants import mutants
+from backend.mutants import constants_of, mutants
 
 from minilora import simt
 from minilora.backend import simt as backend
@@ -50,6 +51,10 @@ class Variant:
     def kernel(self) -> simt.Kernel:
         return self.program.kernel(self.function)
 
+    @cached_property
+    def constants(self) -> dict[str, str]:
+        return constants_of(self.kernel)
+
     @property
     def exact(self) -> bool:
         """Whether results are NumPy's bit for bit, so that even a last bit matters."""
@@ -75,6 +80,12 @@ class Mutant:
         """The line of CUDA C that the instruction belongs to."""
         number = self.original.line
         return source(self.variant.source).splitlines()[number - 1].strip() if number else ""
+
+    @property
+    def resolved(self) -> str:
+        """The instruction, with the numbers that registers stand for: "fma.rn.ftz.f32 %f2, %f1, 0f3BBB989D, 0f3F0"."""
+        numbers = self.variant.constants
+        return re.sub(r"(?<=[ {])%\w+", lambda match: numbers.get(match[0], match[0]), str(self.original))
 
     @property
     def program(self) -> simt.Program:

@@ -160,21 +160,21 @@ def logits(model) -> np.ndarray:
         return model(np.arange(1, 41).reshape(2, 20)).data
 
 
-def check_run(model, output, dataset, fresh_base, folder, steps: int):
-    """The loss fell, on the whole dataset; only LoRA's parameters did change; what was saved is what was trained."""
+def check_run(model, output, dataset, fresh_base, folder, steps: int, fall: float):
+    """The loss fell by more than `fall` on the whole dataset; only LoRA's parameters did change; what was saved is what
+    was trained."""
     losses = [entry["loss"] for entry in output.log]
     assert output.steps == len(losses) == steps and np.isfinite(losses).all()
     after = evaluate(model, dataset["train"])["loss"]
     with model.disable_adapter():
         before = evaluate(model, dataset["train"])["loss"]
-    assert before - after > 1e-3
+    assert before - after > fall
     lora = {name for name in dict(model.named_parameters()) if ".lora_" in name}
     assert model.trainable().keys() == lora and lora
     again = ml.PeftModel.from_pretrained(fresh_base, folder)
     np.testing.assert_array_equal(logits(again.eval()), logits(model))
     saved = {name: p.data.tobytes() for name, p in again.trainable().items()}
     assert saved == {name: p.data.tobytes() for name, p in model.trainable().items()}
-    print(f"loss {before:.4f} before, {after:.4f} after")
 
 
 updates = pytest.mark.parametrize("steps", [12, pytest.param(100, marks=pytest.mark.slow)])
@@ -182,15 +182,19 @@ updates = pytest.mark.parametrize("steps", [12, pytest.param(100, marks=pytest.m
 
 @updates
 @pytest.mark.parametrize(
-    ("make", "targets"),
-    [(embedded_in_8_bits, ["q_proj", "k_proj", "v_proj"]), (tiny_bloom, ["query_key_value"])],
+    ("make", "targets", "falls"),
+    [
+        (embedded_in_8_bits, ["q_proj", "k_proj", "v_proj"], {12: 0.1, 100: 1.0}),
+        (tiny_bloom, ["query_key_value"], {12: 0.001, 100: 0.03}),
+    ],
 )
-def test_seed_000_s_script(tmp_path, capsys, tokenizer, dataset, make, targets, steps):
-    """The embedded model is a LLaMA: what BLOOM has in one layer, query_key_value, are three."""
+def test_seed_000_s_script(tmp_path, capsys, tokenizer, dataset, make, targets, falls, steps):
+    """The embedded model is a LLaMA: what BLOOM has in one layer, query_key_value, are three. (In the BLOOM, of random
+    weights, there is little for attention to find.)"""
     base = halved_norms(make())
     before = stored(base)
     model, output = seed_000(base, tokenizer, dataset, tmp_path, targets, steps)
-    check_run(model, output, dataset, make(), tmp_path, steps)
+    check_run(model, output, dataset, make(), tmp_path, steps, falls[steps])
     assert all(p.dtype == np.float32 for p in model.parameters())
     shown = capsys.readouterr().out
     adapted = sum(8 * sum(layer.shape) for layer in model.adapters().values())
@@ -210,7 +214,7 @@ def test_seed_004_s_script(tmp_path, capsys, tokenizer, dataset):
     base = tiny_starcoder()
     before = stored(base)
     model, output = seed_004(base, tokenizer, dataset, tmp_path)
-    check_run(model, output, dataset, tiny_starcoder(), tmp_path, 100)
+    check_run(model, output, dataset, tiny_starcoder(), tmp_path, 100, fall=0.1)
     assert stored(base) == before and all(p.requires_grad for p in base.parameters())
     assert capsys.readouterr().out.startswith(f"{tiny_starcoder()!r}\nPeftModel(")
     assert {path.rpartition(".")[2] for path in model.adapters()} == {"c_attn", "c_proj", "c_fc", "wte", "wpe"}
