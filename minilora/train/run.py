@@ -156,7 +156,7 @@ def load_sets(config: RunConfig, tokenizer, say: Callable[[str], None] = lambda 
 def adapt(model: Module, config: RunConfig) -> tuple[Module, float]:
     """Quantize the base and attach the adapter that the configuration asks for; also the bits a weight of the
     quantized layers (32 without)."""
-    if config.load_in_4bit:
+    if config.load_in_4bit and not model.quantized():  # a folder may hold it in 4 bits already
         quantize_model(model, "nf4", double_quant=config.bnb_4bit_use_double_quant)
     elif config.load_in_8bit:
         quantize_model(model, "int8", blocksize="row", double_quant=False)

@@ -80,6 +80,9 @@ def test_every_row_has_an_adapter_of_its_own(name, rng, quantized):
             alone.append(list(generate_tokens(peft, row, NEW)))
     assert by_row(generate_rows(peft, rows, NEW, adapter_names=names), 4) == alone
     assert len({tuple(tokens) for tokens in alone}) > 2  # the adapters matter
+    eos = alone[0][1]  # the first row leaves, the others keep theirs
+    ended = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in alone]
+    assert by_row(generate_rows(peft, rows, NEW, eos, adapter_names=names), 4) == ended
 
 
 def test_a_row_that_has_ended_costs_nothing_more(rng):
