@@ -9,6 +9,7 @@ from html import escape
 import numpy as np
 
 from minilora.errors import DataError
+from minilora.viz.picture import Picture
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 44, 30, 16
 INK, FAINT, BLUE, ORANGE = "var(--ink,#222)", "var(--faint,#ddd)", "var(--blue,#2b6cb0)", "var(--orange,#c05621)"
@@ -20,21 +21,24 @@ _DARK = "--ink:#e2e8f0;--faint:#2d3748;--blue:#63b3ed;--orange:#f6ad55;--green:#
 class Frame:
     """Maps data to the plot's area and draws its axes. log_y: equal distances up are equal factors; y > 0.
 
-    left, right: where the area begins and ends, for more than one frame beside each other.
+    left, right: where the area begins and ends, for more than one frame beside each other. x_ticks: (x, text) pairs in
+    place of round numbers.
     """
 
     def __init__(
         self, x: tuple[float, float], y: tuple[float, float], x_label: str, y_label: str, title: str,
         log_y: bool = False, left: float = LEFT, right: float = WIDTH - RIGHT,
+        x_ticks: list[tuple[float, str]] | None = None,
     ):  # fmt: skip
         self.x, self.y, self.title, self.log_y, self.left, self.right = x, y, title, log_y, left, right
         self.parts = []
-        for value in _log_ticks(*y) if log_y else _ticks(*y):
+        for value in _log_ticks(*y) if log_y else ticks(*y):
             at = self.py(value)
             self.parts.append(f'<line x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}" stroke="{FAINT}"/>')
             self.text(left - 6, at + 4, number(value), "end")
-        for value in _ticks(*x, max(2, (right - left) / 110)):
-            self.text(self.px(value), HEIGHT - BOTTOM + 16, number(value), "middle")
+        round_numbers = [(value, number(value)) for value in ticks(*x, max(2, (right - left) / 110))]
+        for value, text in round_numbers if x_ticks is None else x_ticks:
+            self.text(self.px(value), HEIGHT - BOTTOM + 16, text, "middle")
         self.text((left + right) / 2, HEIGHT - 8, x_label, "middle")
         middle = (TOP + HEIGHT - BOTTOM) / 2
         self.parts.append(
@@ -64,14 +68,14 @@ class Frame:
             self.text(x + 15, 17, text)
             x += 34 + 7 * len(text)
 
-    def svg(self) -> str:
+    def svg(self) -> Picture:
         return document(self.title, HEIGHT, self.parts)
 
 
-def document(title: str, height: float, parts: list[str], description: str = "") -> str:
+def document(title: str, height: float, parts: list[str], description: str = "") -> Picture:
     """An SVG WIDTH wide. title: its name for those who do not see it; description: what there is to see in it."""
     desc = f"<desc>{escape(description)}</desc>" if description else ""
-    return (
+    return Picture(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img" '
         f'aria-label="{escape(title, quote=True)}" font-family="sans-serif" font-size="12" fill="{INK}">'
         f"<title>{escape(title)}</title>{desc}{''.join(parts)}</svg>"
@@ -85,10 +89,10 @@ def standalone(svg: str) -> str:
 
 
 def number(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
+    return f"{value + 0.0:g}".replace("-", "−")
 
 
-def _ticks(low: float, high: float, about: float = 5) -> list[float]:
+def ticks(low: float, high: float, about: float = 5) -> list[float]:
     """Round numbers from low to high, `about` so many (at least 2): from half to a little more than that."""
     raw = (high - low) / about
     power = 10.0 ** np.floor(np.log10(raw))
@@ -100,13 +104,13 @@ def _log_ticks(low: float, high: float) -> list[float]:
     """At most nine round numbers from low to high, in equal proportions as far as round numbers are."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
-        ticks = [tick for power in powers for d in digits if low <= (tick := float(f"{d}e{power}")) <= high]
-        if len(ticks) <= 9:
+        found = [tick for power in powers for d in digits if low <= (tick := float(f"{d}e{power}")) <= high]
+        if len(found) <= 9:
             break
-    return ticks
+    return found
 
 
-def loss_curve(log: list[dict]) -> str:
+def loss_curve(log: list[dict]) -> Picture:
     """Training loss per step, and validation loss where it was measured. log: entries as in metrics.jsonl."""
     train = [(e["step"], e["loss"]) for e in log]
     validation = [(e["step"], e["eval_loss"]) for e in log if "eval_loss" in e]

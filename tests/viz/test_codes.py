@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.quant import CODES
-from minilora.viz.charts import _log_ticks, _ticks, loss_curve, standalone
+from minilora.viz.charts import _log_ticks, loss_curve, standalone, ticks
 from minilora.viz.codes import bits_against, error_by_level, levels_under_histogram
 
 SORTED = {name: np.sort(levels).tolist() for name, levels in CODES.items()}
@@ -102,7 +102,7 @@ def test_logarithmic_ticks_lie_within_and_are_few(low, factor):
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.floats(2, 8))
 def test_ticks_are_about_as_many_as_asked(low, width, about):
-    assert max(1, about / 2 - 1) <= len(_ticks(low, low + width, about)) <= 1.25 * about + 1.01
+    assert max(1, about / 2 - 1) <= len(ticks(low, low + width, about)) <= 1.25 * about + 1.01
 
 
 def test_a_file_of_its_own_has_its_own_colours():

@@ -1,0 +1,181 @@
+"""nbgrader really builds and grades each homework, headless: right and wrong answers, and programs that misbehave."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+nbgrader = pytest.importorskip("nbgrader", reason="nbgrader is missing: pip install 'minilora[course]'")
+import nbformat  # noqa: E402
+from course.test_answers import ANSWERS, HOMEWORK  # noqa: E402
+
+from minilora.course.__main__ import main  # noqa: E402
+from minilora.course.build import build  # noqa: E402
+from minilora.course.grade import grade  # noqa: E402
+from minilora.errors import FileFormatError, MiniloraError  # noqa: E402
+
+SOURCES = Path(__file__).parents[2] / "notebooks/homework"
+TRAPS = {  # what a student wrote in the first answer's cell -> its points, of 3; None: whatever the answer deserves
+    "syntax": ("def unbroadcast(g, shape)\n    return g", 0),
+    "loop": ("while True:\n    pass", 0),
+    "loop-inside": ("def unbroadcast(g, shape):\n    while True:\n        pass", 0),
+    "exit": ("def unbroadcast(g, shape):\n    exit()", 0),
+    "exit-outside": ("exit()", 0),
+    "constant": ("import numpy\ndef unbroadcast(g, shape):\n    return numpy.float64(3)", 0),
+    "patched": (
+        "import numpy\nfrom minilora.course import check\nfrom minilora.course.checks import hw1_autograd\n"
+        "check.Problem.score = lambda *a: 3.0\nhw1_autograd.unbroadcast.score = lambda *a: 3.0\n"
+        "hw1_autograd.unbroadcast.laws.clear()\ncheck.equal = hw1_autograd.equal = lambda *a: None\n"
+        "numpy.allclose = lambda *a, **k: True\ndef unbroadcast(g, shape):\n    return g",
+        1.5,
+    ),
+}
+NOISE = """    import logging, sys, warnings
+    print("to stderr", file=sys.stderr)
+    logging.warning("a log line")
+    warnings.warn("a warning")
+"""
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("course")
+    build(SOURCES, folder)
+    return folder
+
+
+def hand_in(course, name, student, answers: dict[str, str], original="release"):
+    """The released notebook (or the source, with its solutions) with `answers` in its cells, by grade_id."""
+    notebook = nbformat.read(course / original / name / f"{name}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = answers.get(cell.metadata["nbgrader"]["grade_id"], cell.source)
+    folder = course / "submitted" / student / name
+    folder.mkdir(parents=True)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+def solution(course, name) -> dict[str, str]:
+    notebook = nbformat.read(course / "source" / name / f"{name}.ipynb", as_version=4)
+    return {c.metadata["nbgrader"]["grade_id"]: c.source for c in notebook.cells if c.metadata["nbgrader"]["solution"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOMEWORK)
+def test_marks(course, name):
+    full = solution(course, name)
+    hand_in(course, name, "solution", full)
+    hand_in(course, name, "skeleton", {})
+    wrong, right = ANSWERS[name].WRONG, ANSWERS[name].RIGHT
+    for i, answer in enumerate(wrong):
+        hand_in(course, name, f"wrong-{i}", full | {answer.cell: answer.source})
+    for i, answer in enumerate(right):
+        hand_in(course, name, f"right-{i}", full | {answer.cell: answer.source})
+    marks = grade(course, name)
+    points = marks["solution"]
+    assert sum(points.values()) == sum(
+        c.metadata["nbgrader"]["points"]
+        for c in nbformat.read(course / f"release/{name}/{name}.ipynb", 4).cells
+        if c.metadata["nbgrader"]["grade"]
+    )
+    assert not any(marks["skeleton"].values())
+    for i, answer in enumerate(right):
+        assert marks[f"right-{i}"] == points, answer.words
+    for i, answer in enumerate(wrong):
+        blamed = {check for check in points if marks[f"wrong-{i}"][check] < points[check]}
+        assert {f"{answer.cell}-check"} <= blamed, answer.words
+        assert blamed <= {f"{answer.cell}-check"} | ANSWERS[name].USED_BY.get(answer.cell, set()), answer.words
+
+
+@pytest.mark.slow
+def test_programs_that_misbehave(course, monkeypatch):
+    """Only the answer in question loses its points, whatever it does; one that kills the kernel is reported."""
+    name = "hw1_autograd"
+    shutil.rmtree(course / "submitted", ignore_errors=True)
+    config = (course / "nbgrader_config.py").read_text()
+    (course / "nbgrader_config.py").write_text(config.replace("timeout = 60", "timeout = 15"))
+    full = solution(course, name)
+    for student, (code, _) in TRAPS.items():
+        hand_in(course, name, student, full | {"unbroadcast": code})
+    head, body = full["unbroadcast"].split("\n", 1)
+    hand_in(
+        course,
+        name,
+        "noisy",
+        full | {"unbroadcast": f"{head}\n{NOISE}{body}\nwith open(2, 'w', closefd=False) as err: err.write('raw')"},
+    )
+    hand_in(course, name, "killed", full | {"unbroadcast": "import os\nos._exit(1)"})
+    hand_in(course, name, "checks-changed", {c: s for c, s in full.items() if c != "unbroadcast"}
+            | {"unbroadcast-check": "3.0"})  # fmt: skip
+    (course / "submitted/torn" / name).mkdir(parents=True)
+    (course / f"submitted/torn/{name}/{name}.ipynb").write_text('{"cells": [')
+    marks = grade(course, name)
+    assert marks["killed"] is None and marks["torn"] is None
+    assert marks["noisy"]["unbroadcast-check"] == 3
+    assert marks["checks-changed"]["unbroadcast-check"] == 0
+    for student, (_, points) in TRAPS.items():
+        assert marks[student]["unbroadcast-check"] == points, student
+        if student not in ("loop", "exit-outside", "syntax"):
+            assert marks[student]["matmul-check"] == 3, student
+    assert "noisy" in (course / "grades.csv").read_text()
+
+
+def test_no_word_of_a_solution_reaches_a_student(course):
+    for name in HOMEWORK:
+        lines = {line.strip() for source in solution(course, name).values() for line in source.splitlines()}
+        answers = {line for line in lines if len(line.split()) > 2 and not line.startswith(("def ", "class ", "###"))}
+        assert answers
+        for file in (course / "release" / name).iterdir():
+            if file.suffix != ".zip":
+                text = file.read_text("utf-8")
+                assert "SOLUTION" not in text and "HIDDEN" not in text
+                assert not [line for line in answers if line in text], file
+
+
+def test_what_a_student_changed_is_not_written_over(course):
+    file = course / "release/hw1_autograd/hw1_autograd.ipynb"
+    released = file.read_text()
+    file.write_text(released + " ")
+    with pytest.raises(MiniloraError, match="was changed since it was built"):
+        build(SOURCES, course)
+    assert file.read_text() == released + " "
+    file.write_text(released)
+    build(SOURCES, course, ["hw1_autograd"])
+
+
+def test_seeds_differ_by_student_and_course(tmp_path, monkeypatch):
+    from minilora.course.grade import student_seed
+
+    seeds = set()
+    for secret in ("a", "b"):
+        for student in ("ada", "bob"):
+            (tmp_path / student / "hw").mkdir(parents=True, exist_ok=True)
+            monkeypatch.chdir(tmp_path / student / "hw")
+            monkeypatch.setenv("MINILORA_COURSE_SECRET", secret)
+            seeds |= {student_seed()}
+            assert student_seed() in seeds
+    assert len(seeds) == 4
+
+
+CELL = '# %% nbgrader={{"grade_id": "a"{0}}}\n{1}\n'
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("# %%\nx = 1\n", "no nbgrader grade_id"),
+        (CELL.format("", "x = 1") * 2, "two cells"),
+        (CELL.format(', "solution": true', "x = 1"), "BEGIN SOLUTION"),
+    ],
+)
+def test_sources_that_do_not_fit(text, words, tmp_path):
+    (tmp_path / "hw9.py").write_text(text)
+    with pytest.raises(FileFormatError, match=words):
+        build(tmp_path, tmp_path / "course")
+
+
+def test_commands_say_what_is_wrong(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["build"]) == 1 and "no homework" in capsys.readouterr().err
+    assert main(["build", "hw99", "--source", str(SOURCES)]) == 1 and "hw1_autograd" in capsys.readouterr().err
+    assert main(["grade", "hw1_autograd"]) == 1 and "gradebook" in capsys.readouterr().err
+    assert main(["check", "nothing.ipynb"]) == 1 and "is no file" in capsys.readouterr().err
