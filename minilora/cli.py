@@ -9,7 +9,8 @@ import warnings
 
 import minilora
 from minilora import commands
-from minilora.errors import MiniloraError
+from minilora.errors import ConfigError, MiniloraError
+from minilora.experiments import EXPERIMENTS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,12 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--svg", metavar="FILE", help="write the picture")
 
     experiment = add("experiment", _experiment, "rerun a study: tables, pictures, and its results as JSON")
-    experiment.add_argument("study", choices=["quant-error"])
+    names = {"quant-error": "how far quantized weights lie from the weights", **EXPERIMENTS}
+    listed = "; ".join(f"{name}: {asks}" for name, asks in names.items())
+    experiment.add_argument("study", choices=names, metavar="NAME", help=listed)
     experiment.add_argument("--output-dir", "--output_dir", help="where to write (default: the study's name)")
     experiment.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
-    experiment.add_argument("--seed", type=int, default=0)
-    experiment.add_argument("--quick", action="store_true", help="less of everything, under a minute")
-    levels = "study a 4-bit code of yours too: its levels, from -1 to 1, in a JSON file"
+    experiment.add_argument("--seeds", type=int, help="how many seeds, 0, 1, .. (default: the experiment's own number)")
+    experiment.add_argument("--seed", type=int, help="of quant-error, which takes one (default 0)")
+    experiment.add_argument("--quick", action="store_true", help="less of everything, under a minute; claims nothing")
+    levels = "quant-error: study a 4-bit code of yours too: its levels, from -1 to 1, in a JSON file"
     experiment.add_argument("--code", action="append", default=[], metavar="NAME=FILE", help=levels)
 
     add("doctor", _doctor, "what this machine has and lacks")
@@ -196,8 +200,6 @@ def _parse_keys(words: list[str]) -> dict:
     """["--learning_rate", "1e-3", "--adapter=lora"] -> {"learning_rate": 0.001, "adapter": "lora"}: YAML values."""
     import yaml
 
-    from minilora.errors import ConfigError
-
     keys, words = {}, list(words)
     while words:
         name, equals, value = words.pop(0).partition("=")
@@ -262,14 +264,22 @@ def _kernels(args):
 def _experiment(args):
     import shlex
 
-    from minilora.experiments import quant_error
+    common = {"quick": args.quick, "overwrite": args.overwrite, "say": _say,
+              "command": f"minilora {shlex.join(sys.argv[1:])}"}  # fmt: skip
+    folder = args.output_dir or args.study
+    if args.study == "quant-error":
+        from minilora.experiments import quant_error
 
-    quant_error.register_files(args.code)
-    command = f"minilora {shlex.join(sys.argv[1:])}"
-    quant_error.run(
-        args.output_dir or args.study, quick=args.quick, seed=args.seed, overwrite=args.overwrite, say=_say,
-        command=command,
-    )  # fmt: skip
+        if args.seeds is not None:
+            raise ConfigError("quant-error takes one seed: --seed")
+        quant_error.register_files(args.code)
+        quant_error.run(folder, seed=args.seed or 0, **common)
+        return
+    from minilora.experiments import study
+
+    if args.seed is not None or args.code:
+        raise ConfigError("--seed and --code are quant-error's; the other experiments take --seeds, how many")
+    study.run(args.study, folder, seeds=args.seeds, **common)
 
 
 def _doctor(args):

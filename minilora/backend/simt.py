@@ -32,25 +32,33 @@ class SimulatedDevice(Device):
     def array(self, host: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(host)
 
-    def execute(self, launch: Launch):
+    def program(self, launch: Launch) -> simt.Program:
+        """The launch's file as compiled for it."""
         text = source(launch.source)
         if self.edit is not None:
             text = self.edit(launch.source, text)
-        program = _program(text, launch.options, self.arch, launch.source)
-        args = tuple(_argument(arg) for arg in launch.args)
-        options = {"shared": launch.shared, "check": self.check, "counters": self.counters}
-        simt.launch(program, launch.function, launch.grid, launch.block, args, **options)
+        return compiled(text, launch.options, self.arch, launch.source)
+
+    def machine(self, launch: Launch, program: simt.Program | None = None, **options) -> simt.Machine:
+        """What runs the launch, or steps through it. options: as simt.Machine takes them."""
+        options = {"shared": launch.shared, "check": self.check, "counters": self.counters} | options
+        program, args = program or self.program(launch), [_argument(arg) for arg in launch.args]
+        return simt.Machine(program, launch.function, launch.grid, launch.block, args, **options)
+
+    def execute(self, launch: Launch):
+        self.machine(launch).run()
 
 
 def _argument(arg):
-    """As simt.launch takes it. A slice that begins off its allocation's alignment does so there too."""
+    """As simt.Machine takes it. A slice that begins off its allocation's alignment does so there too."""
     if isinstance(arg, np.generic):
         return arg
     return simt.Buffer(arg.array, read_only=isinstance(arg, In), offset=arg.array.ctypes.data % 16)
 
 
 @lru_cache(maxsize=256)
-def _program(text: str, options: tuple[str, ...], arch: int, name: str) -> simt.Program:
+def compiled(text: str, options: tuple[str, ...], arch: int, name: str) -> simt.Program:
+    """A .cu file's text compiled and parsed, once."""
     return simt.load(simt.compile_cuda(text, arch, options, name))
 
 

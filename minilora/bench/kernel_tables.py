@@ -18,18 +18,16 @@ from minilora.files import atomic_write
 from minilora.simt.nvrtc import INSTALL
 from minilora.viz.charts import BLUE, FAINT, INK, ORANGE, WIDTH, document, standalone
 
-_MARKED = re.compile(r"(<!-- kernels report: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-
-def fill(page: str, sections: dict[str, str]) -> str:
-    """The page with its tables replaced. Raises DataError for a table that there is not."""
+def fill(page: str, sections: dict[str, str], report: str = "kernels report") -> str:
+    """The page with its tables replaced. report: the words before NAME. Raises DataError for a table that is not."""
 
     def replaced(match):
         if match[2] not in sections:
             raise DataError(f"the page asks for {match[2]!r}; this report has: {', '.join(sections)}")
         return f"{match[1]}\n{sections[match[2]]}\n\n{match[3]}"
 
-    return _MARKED.sub(replaced, page)
+    return re.sub(rf"(<!-- {report}: (.+?) -->\n).*?(<!-- end -->)", replaced, page, flags=re.DOTALL)
 
 
 def report(found: dict, json_file=None, markdown=None, svg=None, say=print) -> bool:
@@ -42,7 +40,7 @@ def report(found: dict, json_file=None, markdown=None, svg=None, say=print) -> b
     if not rows[0]:
         say(f"nothing about machine code: nvdisasm or cuobjdump is not here; {INSTALL}")
     if json_file:
-        atomic_write(json_file, _json(found))
+        atomic_write(json_file, as_json(found))
     if markdown:
         atomic_write(markdown, fill(Path(markdown).read_text(encoding="utf-8"), tables))
     if svg:
@@ -147,7 +145,7 @@ def table(heads: list[str], rows: list[tuple], align: str = "") -> str:
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [heads, rules, *rows])
 
 
-def _json(found: dict) -> str:
+def as_json(found: dict) -> str:
     """A line for each row."""
     parts = []
     for name, value in found.items():

@@ -9,7 +9,6 @@ memory, issuing its instructions, moving sectors through its cache, and serving 
 GPU can do of the others while a byte arrives (Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009).
 """
 
-import ctypes
 import hashlib
 import math
 import re
@@ -19,7 +18,7 @@ from functools import cache
 
 from minilora import simt
 from minilora.backend.cuda.launch import FOLDER, Launch, source
-from minilora.backend.simt import SimulatedDevice, _program
+from minilora.backend.simt import SimulatedDevice
 from minilora.bench.ladders import LADDERS, VARIANTS, Ladder
 from minilora.bench.lookups import lookups
 from minilora.errors import LaunchError
@@ -61,9 +60,7 @@ class Recorder(SimulatedDevice):
     def execute(self, launch: Launch):
         self.launches.append(launch)
         if self.counting:
-            text = source(launch.source) if self.edit is None else self.edit(launch.source, source(launch.source))
-            program = _program(text, launch.options, self.arch, launch.source)
-            self.counters = Counters(program.kernel(launch.function))
+            self.counters = Counters(self.program(launch).kernel(launch.function))
             super().execute(launch)
             self.counts.append(self.counters)
 
@@ -259,19 +256,12 @@ def fingerprint(name: str) -> str:
     return hashlib.sha256("".join(code.split()).encode()).hexdigest()[:16]
 
 
-def compiler() -> str:
-    """NVRTC's version; another one may choose other instructions."""
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    nvrtc._library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return f"NVRTC {major.value}.{minor.value}"
-
-
 def results(archs: Iterable[int] = ARCHS) -> dict:
     """Everything, as what JSON can hold. machine: empty where NVIDIA's disassembler is not installed."""
     machine = machine_rows(archs) if sass.available() else []
     runs = run_rows()
     return {
-        "compiler": compiler(),
+        "compiler": f"NVRTC {nvrtc.version()}",
         "sources": {path.name: fingerprint(path.name) for path in sorted(FOLDER.glob("*.cu"))},
         "gates": [asdict(gate) for gate in gates(machine, runs)],
         "runs": [asdict(row) for row in runs],

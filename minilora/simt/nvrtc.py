@@ -40,23 +40,31 @@ def compile_cubin(source: str, arch: int = 80, options: tuple[str, ...] = (), na
 def available() -> bool:
     """Whether NVRTC can be loaded here."""
     try:
-        return bool(_library())
+        return bool(library())
     except SimulationError:
         return False
 
 
+def version() -> str:
+    """NVRTC's own, such as "12.9"; another one may choose other instructions."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(library(), library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return f"{major.value}.{minor.value}"
+
+
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """NVRTC: a wheel's, or the system's. Raises SimulationError where there is none."""
     wheels = Path(sysconfig.get_path("purelib"), "nvidia")
     found = [*sorted(wheels.glob("*/lib/libnvrtc.so.1?")), *sorted(wheels.glob("*/bin/nvrtc64_*_0.dll"))]
     for path in [*found, ctypes.util.find_library("nvrtc")]:
         try:
-            library = ctypes.CDLL(str(path)) if path else None
+            opened = ctypes.CDLL(str(path)) if path else None
         except OSError:
             continue
-        if library is not None:
-            library.nvrtcGetErrorString.restype = ctypes.c_char_p
-            return library
+        if opened is not None:
+            opened.nvrtcGetErrorString.restype = ctypes.c_char_p
+            return opened
     raise SimulationError(f"NVRTC, NVIDIA's compiler for CUDA C, is not here; {INSTALL}")
 
 
@@ -68,19 +76,19 @@ def _headers() -> list[str]:
 
 
 def _compile(source: str, arch: str, options: tuple[str, ...], name: str, what: str) -> bytes:
-    library = _library()
+    nvrtc = library()
     program = ctypes.c_void_p()
     flags = [f"-arch={arch}", *CUPY_OPTIONS, *options, *_headers()]
     array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
-    _check(library, library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
+    _check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
     try:
-        if library.nvrtcCompileProgram(program, len(flags), array):
-            log = _text(library, program, "ProgramLog").rstrip(b"\0").decode().strip()
+        if nvrtc.nvrtcCompileProgram(program, len(flags), array):
+            log = _text(nvrtc, program, "ProgramLog").rstrip(b"\0").decode().strip()
             log += "" if _headers() else f"\n(CUDA's headers are not here either; {INSTALL})"
             raise CompileError(f"{name} does not compile for {arch}:\n{log}")
-        return _text(library, program, what)
+        return _text(nvrtc, program, what)
     finally:
-        library.nvrtcDestroyProgram(ctypes.byref(program))
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def _text(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:

@@ -13,9 +13,16 @@ from minilora.viz.picture import Picture
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 44, 30, 16
 INK, FAINT, BLUE, ORANGE = "var(--ink,#222)", "var(--faint,#ddd)", "var(--blue,#2b6cb0)", "var(--orange,#c05621)"
+GROUND = "var(--ground,#fff)"  # of a box that hides the lines behind it
 SHADES = BLUE, ORANGE, "var(--green,#2f855a)", "var(--violet,#6b46c1)", "var(--grey,#718096)"
-_LIGHT = "--ink:#1a202c;--faint:#e2e8f0;--blue:#2b6cb0;--orange:#c05621;--green:#2f855a;--violet:#6b46c1;--grey:#718096"
-_DARK = "--ink:#e2e8f0;--faint:#2d3748;--blue:#63b3ed;--orange:#f6ad55;--green:#68d391;--violet:#b794f4;--grey:#a0aec0"
+_LIGHT = (
+    "--ground:#fff;--ink:#1a202c;--faint:#e2e8f0;--blue:#2b6cb0;--orange:#c05621;--green:#2f855a;--violet:#6b46c1;"
+    "--grey:#718096"
+)
+_DARK = (
+    "--ground:#171923;--ink:#e2e8f0;--faint:#2d3748;--blue:#63b3ed;--orange:#f6ad55;--green:#68d391;--violet:#b794f4;"
+    "--grey:#a0aec0"
+)
 
 
 class Frame:
@@ -84,7 +91,7 @@ def document(title: str, height: float, parts: list[str], description: str = "")
 
 def standalone(svg: str) -> str:
     """The same picture with light and dark colours of its own, for a file that no page gives any."""
-    style = f":root{{{_LIGHT};background:#fff}}@media(prefers-color-scheme:dark){{:root{{{_DARK};background:#171923}}}}"
+    style = f":root{{{_LIGHT};background:var(--ground)}}@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
     return svg.replace("</svg>", f"<style>{style}</style></svg>")
 
 

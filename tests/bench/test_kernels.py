@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minilora import simt
+from minilora.backend import simt as simulated
 from minilora.backend.cuda.launch import FOLDER, source
 from minilora.bench import kernels
 from minilora.bench.kernel_tables import aligned, fill, report, roofline, sections, table
@@ -22,7 +23,7 @@ STORED = json.loads((DOCS / "kernels" / "results.json").read_text())
 MACHINE, RUNS, GATES = kernels.rows_of(STORED)
 FILES = ["--json", "docs/kernels/results.json", "--markdown", "docs/kernels.md", "--svg", "docs/kernels/roofline.svg"]
 RENEW = f"minilora kernels report {' '.join(FILES)}"
-HERE = kernels.compiler() if simt.available() else None
+HERE = f"NVRTC {nvrtc.version()}" if simt.available() else None
 needs_nvrtc = pytest.mark.skipif(not simt.available(), reason="NVRTC is not installed: pip install 'minilora[simt]'")
 same_compiler = pytest.mark.skipif(
     STORED["compiler"] != HERE, reason=f"the page has figures of {STORED['compiler']}; here is {HERE or 'no NVRTC'}"
@@ -194,7 +195,7 @@ def test_the_report_says_and_writes_what_was_found(tmp_path):
 def test_where_nothing_is_installed(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(nvrtc.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(nvrtc.ctypes.util, "find_library", lambda name: None)
-    nvrtc._library.cache_clear()
-    kernels._program.cache_clear()
+    nvrtc.library.cache_clear()
+    simulated.compiled.cache_clear()
     assert main(["kernels", "report", "--arch", "80"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -14,18 +14,13 @@ order. How it is split depends on the sizes alone: every run, on every GPU of th
 import numpy as np
 
 from minilora.backend import array_namespace
-from minilora.backend.cuda.launch import Device, In, Launch, Out
+from minilora.backend.cuda.launch import FLOATS, Device, In, Launch, Out, aligned, float_macros
 from minilora.errors import LaunchError
 
 DEPTH = 64  # of a tile of W along the sum: 32 bytes of 4-bit codes, what a GPU reads from memory at least
 BLOCKS = 256  # wanted: about two for each of the 132 multiprocessors of an H100
 SHORTEST = 4 * DEPTH  # part of a sum: less is not worth the partial result's way through memory
 TENSOR_CORES = 80  # the compute capability that has mma.m16n8k16 and cp.async
-TYPES = {  # CUDA C's name of a type, the header that declares it, PTX's name
-    "float32": ("float", None, None),
-    "float16": ("__half", "<cuda_fp16.h>", "f16"),
-    "bfloat16": ("__nv_bfloat16", "<cuda_bf16.h>", "bf16"),
-}
 
 
 def gemm_4bit(
@@ -57,15 +52,15 @@ def gemm_4bit(
     N, K = shape
     R, C = (N, K) if transpose else (K, N)  # x (M, R), y (M, C)
     dtype = np.dtype(x.dtype if dtype is None else dtype)
-    if x.shape[-1] != R or x.dtype.name not in TYPES or dtype.name not in (x.dtype.name, "float32"):
+    if x.shape[-1] != R or x.dtype.name not in FLOATS or dtype.name not in (x.dtype.name, "float32"):
         raise LaunchError(
             f"x {x.shape} {x.dtype} times W ({N}, {K}){'' if transpose else ' transposed'} as {dtype}: x has {R} "
-            f"columns, of {', '.join(TYPES)}, and the result is of x's type or float32"
+            f"columns, of {', '.join(FLOATS)}, and the result is of x's type or float32"
         )
     rows = x.reshape(-1, R)
     M = len(rows)
-    aligned = _aligned(rows, packed, R, K, blocksize)
-    version = _checked_version(version, device.arch, x.dtype.name, aligned, N, K)
+    in_chunks = _in_chunks(rows, packed, R, K, blocksize)
+    version = _checked_version(version, device.arch, x.dtype.name, in_chunks, N, K)
     y = device.empty((M, C), dtype)
     if M == 0:
         return y.reshape(*x.shape[:-1], C)
@@ -84,12 +79,12 @@ def gemm_4bit(
     table = np.zeros(16, np.float32)
     table[: len(levels)] = levels
     sizes = tuple(np.int32(size) for size in (M, N, K, blocksize, depth))
-    down = version > 2 and aligned and K % blocksize == 0
+    down = version > 2 and in_chunks and K % blocksize == 0
     scales = array_namespace(absmax).ascontiguousarray(absmax.reshape(N, -1).T).reshape(-1) if down else absmax
     args = (In(packed), In(scales), In(device.array(table)), In(rows), Out(sums), *sizes)
     defines = _types(x.dtype.name, sums.dtype.name) | {"TRANSPOSE": int(transpose)}
     if version > 1:
-        defines |= {"ROWS": tile_rows, "ALIGNED": int(aligned)} | ({"DOWN": 1} if down else {})
+        defines |= {"ROWS": tile_rows, "ALIGNED": int(in_chunks)} | ({"DOWN": 1} if down else {})
     if splits == 1:
         args, defines = args + adapter, defines | adapter_defines
     name, arch = ("gemm_4bit", 75) if version < 3 else ("gemm_4bit_tensor", TENSOR_CORES)
@@ -103,9 +98,8 @@ def gemm_4bit(
 
 
 def _types(x: str, y: str) -> dict:
-    name, header, ptx = TYPES[x]
-    defines = {"X": name, "Y": TYPES[y][0]}
-    return defines if header is None else defines | {"HEADER": header, "TYPE": ptx}
+    macros = float_macros(X=x, Y=y)
+    return macros | {"TYPE": FLOATS[x][2]} if "HEADER" in macros else macros
 
 
 def _tile(version: int, M: int) -> tuple[int, int]:
@@ -140,9 +134,7 @@ def _checked_version(version, arch: int, dtype: str, aligned: bool, N: int, K: i
     return version
 
 
-def _aligned(x, packed, R: int, K: int, blocksize: int) -> bool:
+def _in_chunks(x, packed, R: int, K: int, blocksize: int) -> bool:
     """Whether 32 weights at a multiple of 32 have one scale, and rows of x and W can be read 16 bytes at a time."""
-    if K % 32 or R % 8 or blocksize % 32 or blocksize & (blocksize - 1):
-        return False
-    interfaces = [getattr(a, "__cuda_array_interface__", None) or a.__array_interface__ for a in (x, packed)]
-    return all(interface["data"][0] % 16 == 0 for interface in interfaces)
+    of_32 = K % 32 == 0 and blocksize % 32 == 0 and blocksize & (blocksize - 1) == 0
+    return of_32 and R % 8 == 0 and aligned(16, x, packed)

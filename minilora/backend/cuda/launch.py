@@ -21,6 +21,11 @@ MAX_THREADS = 1024  # of a block
 MAX_GRID = (2**31 - 1, 65535, 65535)
 STATIC_SHARED = 48 * 1024  # bytes of shared memory a block has without asking
 MAX_SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may ask for, by architecture
+FLOATS = {  # the types that kernels come in: CUDA C's name, the header that declares it, PTX's name
+    "float32": ("float", None, "f32"),
+    "float16": ("__half", "<cuda_fp16.h>", "f16"),
+    "bfloat16": ("__nv_bfloat16", "<cuda_bf16.h>", "bf16"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,19 @@ class Launch:
 def source(name: str) -> str:
     """The CUDA C of a file of this folder."""
     return (FOLDER / name).read_text()
+
+
+def float_macros(**dtypes: str) -> dict[str, str]:
+    """float_macros(X="float16", Y="float32") -> {"X": "__half", "Y": "float", "HEADER": "<cuda_fp16.h>"}. Two types of
+    16 bits would need two headers."""
+    headers = [FLOATS[dtype][1] for dtype in dtypes.values() if FLOATS[dtype][1]]
+    return {macro: FLOATS[dtype][0] for macro, dtype in dtypes.items()} | ({"HEADER": headers[0]} if headers else {})
+
+
+def aligned(nbytes: int, *arrays) -> bool:
+    """Whether arrays, of NumPy or CuPy, begin at a multiple of nbytes."""
+    interfaces = [getattr(a, "__cuda_array_interface__", None) or a.__array_interface__ for a in arrays]
+    return all(interface["data"][0] % nbytes == 0 for interface in interfaces)
 
 
 class Device(ABC):

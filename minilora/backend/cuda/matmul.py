@@ -12,7 +12,7 @@ registers. With many rows each weight is used often, and the tiles of a matrix p
 import numpy as np
 
 from minilora.backend.cuda import gemm, quantize
-from minilora.backend.cuda.launch import Device, In, Launch, Out
+from minilora.backend.cuda.launch import FLOATS, Device, In, Launch, Out, aligned, float_macros
 from minilora.errors import LaunchError, ShapeError
 
 FEW = 8  # rows of x up to which a product is a GEMV
@@ -20,11 +20,6 @@ THREADS, WARPS = 256, 8  # of a block
 ROWS, XROWS = 4, 3  # of W and, at most, of x, that a warp of version 4 takes
 TILE = 1 << 24  # entries of an int8 weight that exist as floats in a product
 INT8 = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)  # the levels of int8 codes, times 127
-TYPES = {  # of x and y: what CUDA C calls them, and the header that declares them
-    "float32": {"X": "float", "Y": "float"},
-    "float16": {"X": "__half", "Y": "__half", "HEADER": "<cuda_fp16.h>"},
-    "bfloat16": {"X": "__nv_bfloat16", "Y": "__nv_bfloat16", "HEADER": "<cuda_bf16.h>"},
-}
 
 
 def matmul_4bit(
@@ -78,8 +73,8 @@ def gemv_4bit(device: Device, x, packed, absmax, levels, blocksize: int, shape, 
     Raises LaunchError for a version or a type that it cannot be, ShapeError for x.
     """
     N, K = shape
-    if x.dtype.name not in TYPES:
-        raise LaunchError(f"gemv_4bit takes x as {', '.join(TYPES)}, not {x.dtype}; convert with .astype first")
+    if x.dtype.name not in FLOATS:
+        raise LaunchError(f"gemv_4bit takes x as {', '.join(FLOATS)}, not {x.dtype}; convert with .astype first")
     if x.shape[-1:] != (K,):
         raise ShapeError(f"x {tuple(x.shape)} cannot be multiplied by the transpose of W ({N}, {K})")
     rows = x.reshape(-1, K)
@@ -88,7 +83,7 @@ def gemv_4bit(device: Device, x, packed, absmax, levels, blocksize: int, shape, 
     if M:
         version = _checked_version(version, rows, packed, N, K, blocksize)
         groups = -(-M // XROWS)  # of rows of x, as equal as can be
-        defines = {**TYPES[x.dtype.name], "ROWS": ROWS, "XROWS": -(-M // groups)}
+        defines = float_macros(X=x.dtype.name, Y=x.dtype.name) | {"ROWS": ROWS, "XROWS": -(-M // groups)}
         table = np.zeros(16, np.float32)
         table[: len(levels)] = levels
         scales, adapter = (In(absmax),), ()
@@ -112,7 +107,7 @@ def gemv_4bit(device: Device, x, packed, absmax, levels, blocksize: int, shape, 
 
 def _checked_version(version, x, packed, N: int, K: int, blocksize: int) -> int:
     """The version to run: 2 to 4 load 16 bytes of W at a time, which must not cross a row's or a block's end."""
-    chunks = K % 32 == 0 and blocksize % 32 == 0 and blocksize & (blocksize - 1) == 0 and _aligned(packed, x)
+    chunks = K % 32 == 0 and blocksize % 32 == 0 and blocksize & (blocksize - 1) == 0 and aligned(16, packed, x)
     if version is None:
         version = 4 if chunks else 1
     if version not in range(5) or (version > 1 and not chunks):
@@ -125,8 +120,3 @@ def _checked_version(version, x, packed, N: int, K: int, blocksize: int) -> int:
     if counted >= 1 << 32 or max(len(x), N, K) > (1 << 31) - 1024:
         raise LaunchError(f"W ({N}, {K}) has too many weights for gemv_4bit_v{version}; give it some rows at a time")
     return version
-
-
-def _aligned(*arrays) -> bool:
-    """Whether arrays, of NumPy or CuPy, begin at a multiple of 16 bytes."""
-    return all((a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr) % 16 == 0 for a in arrays)

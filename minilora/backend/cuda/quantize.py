@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from minilora.backend.cuda.launch import Device, In, Launch, Out
+from minilora.backend.cuda.launch import FLOATS, Device, In, Launch, Out, aligned, float_macros
 from minilora.backend.numpy import midpoints
 from minilora.errors import LaunchError
 
@@ -24,11 +24,6 @@ THREADS = 256  # of a CUDA block, where its kernel has no reason for another num
 TILE = 4  # stores of 16 bytes by a thread of dequantize_4bit_v3
 SLICE = 1 << 14  # entries of a block that one CUDA block looks at, in quantize_int8_v2
 SLICES = 1024  # of a block, at most
-FLOATS = {  # what dequantize gives: its name in CUDA C, what declares it, its largest number where float32 has larger
-    "float32": {"OUT": "float"},
-    "float16": {"OUT": "__half", "HEADER": "<cuda_fp16.h>", "LARGEST": "65504.0f"},
-    "bfloat16": {"OUT": "__nv_bfloat16", "HEADER": "<cuda_bf16.h>"},
-}
 
 
 def quantize_4bit(device: Device, x, levels: np.ndarray, blocksize: int, version: int | None = None):
@@ -36,7 +31,7 @@ def quantize_4bit(device: Device, x, levels: np.ndarray, blocksize: int, version
     (ceil(n/blocksize),) float32. version: 0 to 3."""
     n, blocks = _checked_input(x, blocksize, levels, 16)
     packed, absmax = device.empty((-(-n // 2),), np.uint8), device.empty((blocks,), np.float32)
-    fours = 4 <= blocksize <= 4096 and blocksize & (blocksize - 1) == 0 and _aligned(x, 16)
+    fours = 4 <= blocksize <= 4096 and blocksize & (blocksize - 1) == 0 and aligned(16, x)
     version = _chosen("quantize_4bit", version, {
         3: "a blocksize that is a power of two from 4 to 4096, and x aligned to 16 bytes" * (not fours),
         2: "an even blocksize" * (blocksize % 2),
@@ -96,7 +91,7 @@ def _dequantize_4bit(device, name, packed, scale, levels, blocksize, start, stop
     work = {0: size, 1: -(-stop // 2) - start // 2, 2: -(-size // width), 3: -(-size // (TILE * width))}[version]
     args = (In(packed), *scale, In(device.array(table)), Out(out))
     function, sizes = f"dequantize_4bit_{name}v{version}", (start, stop, min(blocksize, stop + 1))
-    _run(device, "dequantize_4bit.cu", function, work if size else 0, THREADS, args, sizes, FLOATS[out.dtype.name])
+    _run(device, "dequantize_4bit.cu", function, work if size else 0, THREADS, args, sizes, macros(out.dtype.name))
     return out
 
 
@@ -108,7 +103,7 @@ def quantize_int8(device: Device, x, blocksize: int, version: int | None = None)
     n, blocks = _checked_input(x, blocksize)
     blocksize = min(blocksize, max(n, 1))
     codes, absmax = device.empty((n,), np.int8), device.empty((blocks,), np.float32)
-    together = (blocksize % 4 == 0 or blocks <= 1) and _aligned(x, 16)
+    together = (blocksize % 4 == 0 or blocks <= 1) and aligned(16, x)
     why = "a blocksize that is a multiple of 4, or one block in all, and x aligned to 16 bytes" * (not together)
     steps = {2: why, 1: "", 0: ""} if blocksize > SLICE else {1: "", 2: why, 0: ""}
     version = _chosen("quantize_int8", version, steps)
@@ -144,7 +139,7 @@ def dequantize_int8(
     version = _chosen("dequantize_int8", version, {1: apart, 0: ""})
     work = -(-(stop - start) // (width if version else 1))
     args, sizes = (In(codes), In(absmax), Out(out)), (start, stop, min(blocksize, stop + 1))
-    _run(device, "int8.cu", f"dequantize_int8_v{version}", work, THREADS, args, sizes, FLOATS[out.dtype.name])
+    _run(device, "int8.cu", f"dequantize_int8_v{version}", work, THREADS, args, sizes, macros(out.dtype.name))
     return out
 
 
@@ -214,7 +209,7 @@ def _chosen(name: str, version: int | None, steps: dict[int, str]) -> int:
 def _why_not_together(width: int, start: int, stop: int, blocksize: int, out, codes, alignment: int) -> str:
     """Why a thread cannot take `width` entries at once, in one block and aligned; empty if it can."""
     one = blocksize % width == 0 or (stop - 1) // blocksize == start // blocksize
-    if start % width == 0 and one and _aligned(out, 16) and _aligned(codes, alignment):
+    if start % width == 0 and one and aligned(16, out) and aligned(alignment, codes):
         return ""
     return (
         f"start and blocksize to be multiples of {width} (here {start} and {blocksize}), "
@@ -222,9 +217,9 @@ def _why_not_together(width: int, start: int, stop: int, blocksize: int, out, co
     )
 
 
-def _aligned(array, nbytes: int) -> bool:
-    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
-    return interface["data"][0] % nbytes == 0
+def macros(dtype: str) -> dict[str, str]:
+    """How dequantize is compiled for an output of this type. LARGEST: its largest number where float32 has larger."""
+    return float_macros(OUT=dtype) | ({"LARGEST": "65504.0f"} if dtype == "float16" else {})
 
 
 def _output(device: Device, out, dtype, size: int) -> tuple[object, int]:
