@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from backend.liveness import written
+
 from minilora.simt import Instruction, Kernel
 from minilora.simt.operands import vector
 from minilora.simt.ptx import nbytes
@@ -71,7 +73,8 @@ NARROWER = {"u16": "u8", "u32": "u16", "s32": "s16", "b32": "b16", "u64": "u32",
 def mutants(kernel: Kernel, exact: bool) -> Iterator[tuple[int, str, Instruction]]:
     """(index, kind, what the instruction becomes). exact: also changes of a last bit, and of subnormal numbers."""
     constants = constants_of(kernel)
-    predicates = [name for name, type in kernel.registers.items() if type == "pred"]
+    set_somewhere = set().union(*map(written, kernel.instructions))
+    predicates = [name for name, type in kernel.registers.items() if type == "pred" and name in set_somewhere]
     for index, i in enumerate(kernel.instructions):
         rules = [*RULES, *(EXACT if exact else ROUGH)]
         changed = [(kind, new) for kind, rule in rules for new in rule(i)]
@@ -79,7 +82,7 @@ def mutants(kernel: Kernel, exact: bool) -> Iterator[tuple[int, str, Instruction
             changed.append(
                 ("another lane", _with(i, 2, "2" if constants.get(i.operands[2], i.operands[2]) == "1" else "1"))
             )
-        if i.predicate and i.predicate[1] in predicates:
+        if i.predicate and i.predicate[1] in predicates[1:]:
             before = predicates[predicates.index(i.predicate[1]) - 1]
             changed.append(("another predicate", replace(i, predicate=(i.predicate[0], before))))
         if i.opcode.startswith("ld.param"):

@@ -13,18 +13,18 @@ The sample is drawn with a seed. It takes kinds of change by turns, so that rare
 
 import argparse
 import random
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from backend import mutation_cases
-from backend.mutants import constants_of, mutants
+from backend import mutation_page
+from backend.equivalent_mutants import EQUIVALENT, judge
+from backend.mutation_cases import CASES
+from backend.mutation_subjects import Case, Mutant, Reached, Subject, Variant
 
 from minilora import simt
-from minilora.backend import simt as backend
-from minilora.backend.cuda.launch import Launch, source
+from minilora.backend.cuda.launch import Launch
+from minilora.backend.simt import SimulatedDevice
 from minilora.errors import SimulationError
 
 SLOWER, MORE = 8, 2000  # a mutant may take SLOWER times the kernel's steps, and MORE
@@ -35,81 +35,7 @@ class Stillborn(Exception):
     """The change gives an instruction that there is not."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A kernel as compiled with some options."""
-
-    source: str
-    options: tuple[str, ...]
-    function: str
-
-    @cached_property
-    def program(self) -> simt.Program:
-        return backend._program(source(self.source), self.options, 80, self.source)
-
-    @property
-    def kernel(self) -> simt.Kernel:
-        return self.program.kernel(self.function)
-
-    @cached_property
-    def constants(self) -> dict[str, str]:
-        return constants_of(self.kernel)
-
-    @property
-    def exact(self) -> bool:
-        """Whether results are NumPy's bit for bit, so that even a last bit matters."""
-        return self.source in ("quantize_4bit.cu", "dequantize_4bit.cu", "int8.cu")
-
-    def __str__(self) -> str:
-        return " ".join([self.function, *(o for o in self.options if not o.startswith(("-DHEADER", "-DLARGEST")))])
-
-
-@dataclass(frozen=True)
-class Mutant:
-    variant: Variant
-    index: int
-    kind: str
-    instruction: simt.Instruction
-
-    @property
-    def original(self) -> simt.Instruction:
-        return self.variant.kernel.instructions[self.index]
-
-    @property
-    def line(self) -> str:
-        """The line of CUDA C that the instruction belongs to."""
-        number = self.original.line
-        return source(self.variant.source).splitlines()[number - 1].strip() if number else ""
-
-    @property
-    def resolved(self) -> str:
-        """The instruction, with the numbers that registers stand for: "fma.rn.ftz.f32 %f2, %f1, 0f3BBB989D, 0f3F0"."""
-        numbers = self.variant.constants
-        return re.sub(r"(?<=[ {])%\w+", lambda match: numbers.get(match[0], match[0]), str(self.original))
-
-    @property
-    def program(self) -> simt.Program:
-        kernel = self.variant.kernel
-        instructions = list(kernel.instructions)
-        instructions[self.index] = self.instruction
-        changed = replace(kernel, instructions=instructions)
-        return replace(self.variant.program, kernels={self.variant.function: changed})
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.original}  ->  {self.instruction}"
-
-
-class Reached(set):
-    """The instructions that some thread came to; simt's counter of a launch."""
-
-    def issue(self, index, lanes, warps):
-        self.add(index)
-
-    def access(self, *what):
-        pass
-
-
-class Watch(backend.SimulatedDevice):
+class Watch(SimulatedDevice):
     """The simulated GPU, which notes of each kernel the steps that it takes and the instructions that it reaches."""
 
     def __init__(self):
@@ -117,87 +43,68 @@ class Watch(backend.SimulatedDevice):
         self.steps, self.reached = Counter(), defaultdict(Reached)
 
     def execute(self, launch: Launch):
-        variant = Variant(launch.source, launch.options, launch.function)
-        machine = _machine(variant.program, launch, counters=self.reached[variant])
+        variant = Variant.of(launch)
+        machine = self.machine(launch, variant.program, counters=self.reached[variant])
         machine.run()
         self.steps[variant] = max(self.steps[variant], machine.steps)
 
 
-class MutantDevice(backend.SimulatedDevice):
+class MutantDevice(SimulatedDevice):
     """The simulated GPU, on which one kernel is the mutant."""
 
     def __init__(self, mutant: Mutant, program: simt.Program, max_steps: int):
         super().__init__()
-        self.mutant, self.program, self.max_steps, self.machine = mutant, program, max_steps, None
+        self.mutant, self.mutated, self.max_steps, self.running = mutant, program, max_steps, None
 
     def execute(self, launch: Launch):
-        if Variant(launch.source, launch.options, launch.function) != self.mutant.variant:
+        if Variant.of(launch) != self.mutant.variant:
             super().execute(launch)
             return
         try:
-            self.machine = _machine(self.program, launch, max_steps=self.max_steps)
+            self.running = self.machine(launch, self.mutated, max_steps=self.max_steps)
         except SimulationError as error:
             raise Stillborn(str(error)) from error
-        self.machine.run()
+        self.running.run()
 
 
-def _machine(program: simt.Program, launch: Launch, **options) -> simt.Machine:
-    args = tuple(backend._argument(arg) for arg in launch.args)
-    return simt.Machine(program, launch.function, launch.grid, launch.block, args, launch.shared, **options)
-
-
-@dataclass
-class Subject:
-    """A kernel as compiled with some options, its cases with the steps that each takes of it, fewest first, and the
-    instructions that they reach."""
-
-    variant: Variant
-    cases: list[tuple[Callable, int]] = field(default_factory=list)
-    reached: set[int] = field(default_factory=set)
-
-    def outcome(self, mutant: Mutant) -> tuple[str, str]:
-        """What becomes of a mutant: one of KILLED, "survived", "stillborn" or "crash" (of the simulator); and why."""
-        program = mutant.program
-        for case, steps in self.cases:
-            device = MutantDevice(mutant, program, SLOWER * steps + MORE)
-            try:
-                case(device)
-            except Stillborn as error:
-                return "stillborn", str(error)
-            except SimulationError as error:
-                endless = device.machine.steps > device.machine.max_steps
-                return "endless" if endless else "trap", str(error)
-            except AssertionError as error:
-                return "difference", str(error).strip()
-            except Exception as error:
-                return "crash", f"{type(error).__name__}: {error}"
-        return "survived", ""
+def outcome_of(mutant: Mutant, subject: Subject) -> tuple[str, str]:
+    """What becomes of a mutant: one of KILLED, "survived", "stillborn" or "crash" (of the simulator); and why. A
+    case that does not come to the instruction cannot notice it."""
+    program = mutant.program
+    for case in (case for case in subject.cases if mutant.index in case.reached):
+        device = MutantDevice(mutant, program, SLOWER * case.steps + MORE)
+        try:
+            case.run(device)
+        except Stillborn as error:
+            return "stillborn", str(error)
+        except SimulationError as error:
+            endless = device.running.steps > device.running.max_steps
+            return "endless" if endless else "trap", str(error)
+        except AssertionError as error:
+            return "difference", str(error).strip()
+        except Exception as error:
+            return "crash", f"{type(error).__name__}: {error}"
+    return "survived", ""
 
 
 def subjects(kernel: str) -> list[Subject]:
     """Run the cases of a kernel as it is, which must pass, and sort them by how it was compiled for them."""
-    found = {}
-    for case in mutation_cases.CASES[kernel]:
+    found = defaultdict(list)
+    for run in CASES[kernel]:
         device = Watch()
-        case(device)
+        run(device)
         for variant, steps in device.steps.items():
             if variant.function == kernel:
-                subject = found.setdefault(variant, Subject(variant))
-                subject.cases.append((case, steps))
-                subject.reached |= device.reached[variant]
-    for subject in found.values():
-        subject.cases.sort(key=lambda pair: pair[1])
-    return list(found.values())
+                found[variant].append(Case(run, steps, device.reached[variant]))
+    return [Subject(variant, sorted(cases, key=lambda case: case.steps)) for variant, cases in found.items()]
 
 
 def sample(subject: Subject, count: int, seed: int) -> list[Mutant]:
     """`count` mutants, kinds by turns."""
     rng = random.Random(f"{subject.variant} {seed}")
     by_kind = defaultdict(list)
-    for index, kind, instruction in mutants(subject.variant.kernel, subject.variant.exact):
-        if index not in subject.reached:
-            continue
-        by_kind[kind].append(Mutant(subject.variant, index, kind, instruction))
+    for mutant in subject.mutants:
+        by_kind[mutant.kind].append(mutant)
     for some in by_kind.values():
         rng.shuffle(some)
     chosen, kinds = [], list(by_kind)
@@ -210,25 +117,63 @@ def sample(subject: Subject, count: int, seed: int) -> list[Mutant]:
     return chosen[:count]
 
 
+@dataclass(frozen=True)
+class Result:
+    """why: why a mutant that survived is equivalent, or why it does; None where neither is known. equivalent: also of a
+    mutant that was killed, of which a reason says so; the reason is then wrong."""
+
+    mutant: Mutant
+    outcome: str
+    equivalent: bool
+    why: str | None
+
+    @property
+    def killed(self) -> bool:
+        return self.outcome in KILLED
+
+    @property
+    def survived(self) -> bool:
+        return self.outcome == "survived" and not self.equivalent
+
+    @property
+    def wrong(self) -> bool:
+        """Of a simulator that crashed, and of a reason that is stretched too far."""
+        return self.outcome == "crash" or (self.killed and self.equivalent)
+
+
+def campaign(found: list[Subject], each: int, seed: int = 0) -> Iterator[Result]:
+    """Try about `each` mutants of a kernel, as many of each way that it is compiled."""
+    for subject in found:
+        for mutant in sample(subject, -(-each // len(found)), seed):
+            verdict, why = judge(mutant, subject) or (None, None)
+            yield Result(mutant, outcome_of(mutant, subject)[0], verdict == EQUIVALENT, why)
+
+
 def main():
     parser = argparse.ArgumentParser(description="Try mutants of the kernels; print those that no case notices.")
     parser.add_argument("kernels", nargs="*", help="names such as gemv_4bit_v4 (default: all)")
     parser.add_argument("--each", type=int, default=24, help="mutants of a kernel (default 24)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="a file for the figures")
+    parser.add_argument("--markdown", help="a page, whose tables are renewed")
     args = parser.parse_args()
-    total = Counter()
-    for kernel in args.kernels or mutation_cases.CASES:
-        counts, found = Counter(), subjects(kernel)
-        for subject in found:
-            for mutant in sample(subject, max(3, args.each // len(found)), args.seed):
-                outcome, _ = subject.outcome(mutant)
-                counts[outcome] += 1
-                if outcome == "survived":
-                    print(f"  {mutant}    | {mutant.line}")
-        print(kernel, dict(counts), flush=True)
-        total += counts
-    killed = sum(total[kind] for kind in KILLED)
-    print(f"killed {killed} of {killed + total['survived']}: {killed / (killed + total['survived']):.1%}", dict(total))
+    rows, all_results = [], []
+    for kernel in args.kernels or CASES:
+        found = subjects(kernel)
+        results = list(campaign(found, args.each, args.seed))
+        rows.append(mutation_page.kernel_row(kernel, sum(len(subject.mutants) for subject in found), results))
+        all_results += results
+        print(mutation_page.line(rows[-1]), flush=True)
+        for result in results:
+            if result.survived or result.wrong:
+                print(f"  {result.outcome}: {result.mutant}    | {result.mutant.line} | {result.why}")
+        for place in (place for subject in found for place in subject.unproven):
+            print(f"  no case comes here: {place.variant}, {place.original}    | {place.line}")
+    print(mutation_page.line(mutation_page.total(rows)))
+    mutation_page.write(mutation_page.found(rows, all_results, args.each, args.seed), args.json, args.markdown)
+    wrong = sum(result.wrong for result in all_results)
+    if wrong:
+        raise SystemExit(f"{wrong} of these mutants crash the simulator, or are killed and said to be equivalent")
 
 
 if __name__ == "__main__":

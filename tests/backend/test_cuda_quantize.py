@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from minilora import simt
 from minilora.backend import numpy as reference
 from minilora.backend.cuda import quantize as cuda
-from minilora.backend.cuda.launch import In, Launch, Out, source
+from minilora.backend.cuda.launch import FLOATS, In, Launch, Out, source
 from minilora.backend.simt import SimulatedDevice
 from minilora.errors import LaunchError
 from minilora.quant import CODES, DYNAMIC_MAP, E4M3, double
@@ -435,7 +435,7 @@ def test_launches_that_a_gpu_would_refuse():
 # Machine code
 
 FILES = ["quantize_4bit.cu", "dequantize_4bit.cu", "int8.cu"]
-OPTIONS = {name: [f"-D{key}={value}" for key, value in defines.items()] for name, defines in cuda.FLOATS.items()}
+OPTIONS = {name: [f"-D{key}={value}" for key, value in cuda.macros(name).items()] for name in FLOATS}
 slow = pytest.mark.slow
 
 
