@@ -21,7 +21,7 @@ from minilora.backend.cuda.launch import FOLDER, Launch, source
 from minilora.backend.simt import SimulatedDevice
 from minilora.bench.ladders import LADDERS, VARIANTS, Ladder
 from minilora.bench.lookups import lookups
-from minilora.errors import LaunchError
+from minilora.errors import ConfigError, LaunchError
 from minilora.simt import nvrtc, sass
 from minilora.simt.counters import SECTOR, Count, Counters, total
 from minilora.simt.occupancy import occupancy
@@ -257,7 +257,13 @@ def fingerprint(name: str) -> str:
 
 
 def results(archs: Iterable[int] = ARCHS) -> dict:
-    """Everything, as what JSON can hold. machine: empty where NVIDIA's disassembler is not installed."""
+    """Everything, as what JSON can hold. machine: empty where NVIDIA's disassembler is not installed.
+
+    Raises ConfigError for a compute capability that this NVRTC does not compile for.
+    """
+    known = nvrtc.architectures()
+    if unknown := sorted(set(archs) - set(known)):
+        raise ConfigError(f"NVRTC {nvrtc.version()} compiles for {', '.join(map(str, known))}, not for {unknown[0]}")
     machine = machine_rows(archs) if sass.available() else []
     runs = run_rows()
     return {

@@ -52,6 +52,15 @@ def version() -> str:
     return f"{major.value}.{minor.value}"
 
 
+def architectures() -> list[int]:
+    """The compute capabilities that it compiles for."""
+    count = ctypes.c_int()
+    _check(library(), library().nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+    found = (ctypes.c_int * count.value)()
+    _check(library(), library().nvrtcGetSupportedArchs(found))
+    return list(found)
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """NVRTC: a wheel's, or the system's. Raises SimulationError where there is none."""

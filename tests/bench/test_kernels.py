@@ -39,6 +39,13 @@ def ladder(name: str, *versions: int):
     return replace(found, versions=versions) if versions else found
 
 
+@needs_nvrtc
+def test_an_architecture_that_there_is_not(capsys):
+    assert {75, 80, 90} <= set(nvrtc.architectures())
+    assert main(["kernels", "report", "--arch", "80", "12"]) == 1
+    assert "not for 12" in capsys.readouterr().err
+
+
 # The page
 
 
