@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from minilora import Tensor, ops, quantize
 from minilora.autograd import PRIMITIVES, gradcheck, primitive
 from minilora.errors import GradcheckError, ShapeError
+from minilora.lowrank.fastfood import Fastfood
+from minilora.lowrank.intrinsic import displaced
 
 sizes = st.integers(0, 4)
 some = st.integers(1, 4)
@@ -159,6 +161,13 @@ def shape_case(make):
     return case
 
 
+def displaced_case(d):
+    D, k = d.size(some), d.size(some)
+    P = Fastfood(D, k, seed=0)
+    fn = lambda theta_0, theta_d, scale: displaced(theta_0, theta_d, scale, P, gain=0.5)  # noqa: E731
+    return fn, [d.array(D), d.array(k), np.float64(d.array(1)[0])]
+
+
 CASES = {
     "add": binary(ops.add),
     "subtract": binary(ops.subtract),
@@ -203,6 +212,7 @@ CASES = {
     "attention": attention_case,
     "embedding": embedding_case,
     "cross_entropy": cross_entropy_case,
+    "displaced": displaced_case,  # of lowrank/intrinsic.py
     "dropout": lambda d: (lambda x: ops.dropout(x, 0.5, np.random.default_rng(1)), [d.array(3, d.size())]),
 }  # fmt: skip
 
