@@ -25,7 +25,7 @@ class Reason:
     line of CUDA C before it; instruction: for Mutant.resolved. options: what the kernel is compiled with. used_by:
     names of instructions, of which one reads the result. array: the number of the parameter that the address comes
     from. one_way: only of a branch that goes the same way for every thread, or the comparison for it. first: only of
-    the first such instruction of a line."""
+    the first such instruction of a line. becomes: regular expression for the mutated instruction."""
 
     why: str
     functions: str = ".*"
@@ -38,6 +38,7 @@ class Reason:
     array: int | None = None
     one_way: bool = False
     first: bool = False
+    becomes: str = ""
 
     def holds(self, mutant, subject) -> bool:
         variant = mutant.variant
@@ -48,6 +49,7 @@ class Reason:
             and re.search(self.line, mutant.line)
             and re.search(self.before, mutant.line_before)
             and re.search(self.instruction, mutant.resolved)
+            and re.search(self.becomes, str(mutant.instruction))
             and (not self.used_by or self.used_by & mutant.used_by)
             and (self.array is None or self.array in mutant.arrays)
             and (not self.one_way or subject.decided(mutant.index) is not None)
@@ -61,7 +63,7 @@ def judge(mutant, subject) -> tuple[str, str] | None:
         return SURVIVES, _first(GAPS, changed, subject)
     if why := _from_dead_code(mutant, subject) or _first(REASONS, mutant, subject):
         return EQUIVALENT, why
-    why = _first(UNSURE, mutant, subject)
+    why = _first(KNOWN, mutant, subject)
     return (SURVIVES, why) if why else None
 
 
@@ -97,6 +99,7 @@ def _same_way(mutant, subject) -> bool:
         return (
             (mutant.kind == "always" and always is True)
             or (mutant.kind == "never branch" and always is False)
+            or (mutant.kind == "another predicate" and always is True and subject.of_a_shuffle(other))
             or (mutant.kind == "another predicate" and always is False and subject.never_holds(other, mutant.index))
         )
     branch = subject.decided(mutant.index)
@@ -121,6 +124,7 @@ THREADS = "a CUDA block of this kernel always has 256 threads, eight warps"
 THREADS_128 = "a CUDA block of this kernel always has 128 threads"
 TWO_ZEROS = "beyond the end both factors are zero; one of them suffices, the other being finite"
 BASIS = "offsets 2, 4, 8, 16 of which one is odd, with 1: sums (exclusive or) of them still lead to each lane once"
+NO_PARTS = "a sum that is split has no adapter: there is one part"
 POWER = "exp takes a power of two apart and puts it back: another one gives the same but for the last bits"
 FEWER_THAN_FOUR = "fewer than four entries are left, so that the loop that is unrolled by four is not taken"
 NO_SECOND = "of two blocks the first is full; a partial one has no second, which is then a copy of it"
@@ -172,9 +176,85 @@ REASONS = [
         "subnormals flushed",
         line="divide",
     ),
+    Reason(
+        "the number has four bits: a field of five holds no more",
+        "quantize_4bit_v3",
+        "number \\+ 1",
+        instruction=r"^bfi.* 4, 4$",
+        becomes=r" 4, 5$",
+    ),
+    Reason(
+        "the number has no sign",
+        "gemm_4bit_v2|gemm_4bit_tensor_v.",
+        "another operation",
+        r"base = |int slot",
+        r"^(shr\.u32 .*, 26|add\.s32 .*)$",
+        used_by=frozenset({"add", "shr"}),
+    ),
+    Reason(
+        "fewer than eight entries are left: the unrolled loop has one round",
+        STORES,
+        "number \\+ 1",
+        "i < stop",
+        r"^add\.s32 .*, 4$",
+        HALF,
+    ),
+    Reason("the loop ends at stop itself: neither is less", STORES, "operands swapped", "i < stop", one_way=True),
+    Reason(
+        "all threads have the maximum: any may write it", "quantize_8bit_v1", "number \\+ 1", r"== 0\) absmax", "^setp"
+    ),
+    Reason(
+        "a round more has nothing to add: no lane is inside",
+        "gemv_4bit_v[34]",
+        "boundary",
+        "start < K",
+        r"^setp\.lt\.s32 %p\d+, %r\d+, %r\d+",
+    ),
+    Reason(
+        "which copy of the table a lane reads does not matter",
+        "gemv_4bit_v4",
+        "number \\+ 1",
+        r"at\[r\] = min",
+        r"^and\.b32 .*, 120$",
+    ),
+    Reason("a CUDA block is 16 x 16", "gemm_4bit_v0", "another place", becomes="%ntid"),
+    Reason(
+        "C is no multiple of 4 here, and c is one: C is not c + 4",
+        "gemm_4bit_v2",
+        "number \\+ 1",
+        r"j < 4 && c",
+        r"^add\.s32 .*, (3|35)$",
+    ),
+    Reason(
+        "base is a multiple of 16, so that base / 8 is even: exclusive or with 1 is or",
+        "gemm_4bit_v2",
+        "another operation",
+        "int w_swizzle",
+        r"^xor\.b32 .*, 1$",
+    ),
+    Reason(TWO_ZEROS, "gemm_4bit_v2|gemm_4bit_tensor_v3", "number \\+ 1", r"m < M && r \+ j < R", r"^mov\.u16 .*, 0$"),
+    Reason(
+        "a loop unrolled by four has its last round 768 entries before its end, and not as many rounds",
+        "(softmax|rms_norm)_v1",
+        "number \\+ 1",
+        "i < n; i \\+= THREADS",
+        r"^add\.s32 .*, 1024$",
+    ),
+    Reason(
+        "the exponential of LOWEST minus another number is zero, by which the first sum is multiplied",
+        "softmax_v2",
+        "real number doubled",
+        "const int lane",
+        "0f00000000",
+    ),
     Reason("exclusive or with false is or", kinds="another operation", instruction=r"^xor\.pred .*, 0$"),
     Reason("zero is added", kinds="drop addend", instruction=r", 0f00000000$"),
-    Reason("a field of 28 bits at bit 4 reaches the top already", kinds="number \\+ 1", instruction=r"^bfi.* 4, 28$"),
+    Reason(
+        "a field of 28 bits at bit 4 reaches the top already",
+        kinds="number \\+ 1",
+        instruction="^bfi",
+        becomes=r" 4, 29$",
+    ),
     Reason(
         BASIS,
         kinds="number \\+ 1",
@@ -188,13 +268,18 @@ REASONS = [
         instruction=r"^setp\.ne\.s32",
     ),
     Reason("the number has no sign", kinds="operands swapped|number \\+ 1", instruction=r"^shr\.s32 .*, 31$"),
-    Reason("of two equal numbers either is the smaller", kinds="boundary", line=r"SIZES|min\("),
+    Reason(
+        "of two equal numbers either is the smaller",
+        kinds="boundary",
+        line=r"SIZES|min\(",
+        instruction=r"^setp\.[lg][te]\.",
+    ),
     # Work that is only saved
     Reason(
         "entries that could be stored at once are stored one by one",
         "dequantize.*|quantize_int8_v2",
         "boundary|number \\+ 1",
-        r"if \(i \+ (WIDTH|4) ",
+        r"if \(i \+ (WIDTH|4) |codes\[step\] = i \+ WIDTH",
     ),
     Reason(
         "blocksize / 4 is a power of two, and up to 32 it is one warp, whose maximum is taken once more",
@@ -275,13 +360,8 @@ REASONS = [
         "never branch",
         r"inside \? x",
     ),
-    Reason(
-        "a sum that is split has no adapter: there is one part",
-        "gemm_4bit_v2",
-        "drop factor",
-        "SIZES",
-        options="-DLORA=1",
-    ),
+    Reason(NO_PARTS, "gemm_4bit_v2", "drop factor", "SIZES", options="-DLORA=1"),
+    Reason(NO_PARTS, "gemm_4bit_v[01]", "drop factor|drop product", "SIZES|n >= N", r"^m(ul|ad)\.lo\.s32", "-DLORA=1"),
     Reason(
         "four stores do what a store of four does",
         "gemm_4bit_tensor_v4",
@@ -361,7 +441,7 @@ REASONS = [
     ),
 ]
 
-UNSURE = [  # equivalent at some places, but nothing tells these from others
+KNOWN = [  # survivors: equivalent at some places, but nothing tells these from others; or more than a case can show
     Reason(
         "where the index of an entry is even, its parity may be zero: the first and the third of a rest",
         STORES,
@@ -375,5 +455,32 @@ UNSURE = [  # equivalent at some places, but nothing tells these from others
         "softmax_v2",
         "no saturation",
         r"sum \* expf",
+    ),
+    Reason(
+        "where the index of an entry is odd, the upper half of its byte is not taken: the second of a rest",
+        STORES,
+        "number \\+ 1",
+        r"\*out\+\+",
+        r"^shr\.u32 .*, 4$",
+    ),
+    Reason(
+        "the other predicate says whether n is even, and there is a copy of the loop for each",
+        "quantize_4bit_v0",
+        "another predicate",
+        "i = begin; i < end",
+        one_way=True,
+    ),
+    Reason(
+        "lanes beyond K then multiply zeros of x by scales that were never loaded: zero in a register of the simulated "
+        "GPU, anything in one of a real GPU",
+        "gemv_4bit_v4",
+        "never branch",
+        r"if \(inside\)",
+    ),
+    Reason(
+        "where C is a multiple of 4 or 32, there are copies in which no column is C itself",
+        "gemm_4bit_v2|gemm_4bit_tensor_v4",
+        "boundary",
+        r"if \((m|row) >= M \|\| ",
     ),
 ]

@@ -21,6 +21,7 @@ LEVELS = CODES | {
     "subnormal": np.append(np.arange(-7, 8) * 3e-40, 1).astype(f32),  # and so are 14 of its borders
     "negative": np.linspace(-1, 0, 16, dtype=f32),  # zero lies above all borders; linear16 has a border of zero
 }
+LEVELS |= {f"zero {k}": f32(np.arange(-k, 16 - k) / 15) for k in range(16)}  # zero is the k-th level
 TABLES = {"dynamic": DYNAMIC_MAP, "subnormal": np.append(np.arange(-127, 128) * 3e-42, 1).astype(f32)}
 SCALES = f32([1, 0.7, 0.3, 1e5, 3e38, 1e-38, 4e-39, 1e-42, 2e-37, 0, np.inf, np.nan])
 THIRD = f32(1 / 127)  # factor of an int8 entry

@@ -40,6 +40,7 @@ def _quantize_4bit(version: int) -> list:
     near += [sized(n, 256, code="subnormal") for n in (201, 204)] + [sized(99, 32, code="negative")]
     near += [sized(n, 32, code="linear16") for n in (1025, 31, 2)]
     near += [sized(63, 64, code=code, seed=k) for k in range(5) for code in ("nf4", "subnormal")]
+    near += [sized(3, 64, code=f"zero {k}") for k in range(16)] * (version == 0)  # an odd end
     alike = [(n, 16) for n in (13, 14, 31)]
     if version < 2:
         mixed += [sized(999, 1), sized(1000, 1), sized(606, 3)]

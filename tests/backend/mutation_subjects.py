@@ -200,6 +200,11 @@ class Subject:
                 return True
         return False
 
+    def of_a_shuffle(self, predicate: str) -> bool:
+        """Whether a predicate says that the lane which a shuffle asks for exists, as it always does here."""
+        setters = [i for i in self.variant.kernel.instructions if predicate in written(i)]
+        return all(i.name == "shfl" and i.modifiers[1] in ("idx", "bfly") for i in setters)
+
     def decided(self, index: int) -> int | None:
         """A branch that goes one way, if an instruction is one or the comparison for one (or several, all the same)."""
         i = self.variant.kernel.instructions[index]
