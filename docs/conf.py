@@ -1,13 +1,11 @@
-"""The site: sphinx-build -W docs docs/_build (pip install '.[docs]'). Lessons are executed once and kept by their content."""
+"""The site: sphinx-build -W docs docs/_build (pip install '.[docs]'). Lessons are executed once, and kept."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import minilora
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for _ext
 LESSONS = HERE / "lessons"
 LESSONS.mkdir(exist_ok=True)
 for notebook in (HERE.parent / "notebooks/lessons").glob("*.ipynb"):  # Sphinx reads its own folder alone
@@ -18,9 +16,9 @@ project, author, release = "minilora", "The minilora developers", minilora.__ver
 copyright = "The minilora developers, MIT licence"
 extensions = [
     "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.mathjax",
-    "sphinx.ext.viewcode", "_ext.references",
+    "sphinx.ext.viewcode",
 ]  # fmt: skip
-exclude_patterns = ["_build", "_ext", "_static", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_static", "**.ipynb_checkpoints"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]

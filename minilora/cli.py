@@ -156,6 +156,7 @@ def _demo(args):
 
     from minilora import demo
     from minilora.config import load_recipe
+    from minilora.tables import format_table
 
     config = load_recipe("demo", _overrides(args))
     ours = (Path(config.output_dir) / "result.json").exists() or (Path(config.output_dir) / "metrics.jsonl").exists()
@@ -164,7 +165,7 @@ def _demo(args):
         demo.compare(_overrides(args), None, _say)
     elif demo.stored_comparison():
         _say("\nmeasured by the authors (minilora demo --compare measures them here):")
-        _say(demo.format_table(demo.comparison_rows(demo.stored_comparison())))
+        _say(format_table(demo.comparison_rows(demo.stored_comparison())))
 
 
 def _train(args):

@@ -9,6 +9,7 @@ from minilora.config import load_recipe
 from minilora.files import atomic_write
 from minilora.models.registry import EMBEDDED, load_model
 from minilora.quant import CODES, quantize
+from minilora.tables import format_table
 from minilora.train.distributed import processes
 from minilora.train.run import RunResult, run
 from minilora.viz.charts import loss_curve, weight_histogram
@@ -86,17 +87,6 @@ def comparison_rows(figures: dict) -> list[tuple]:
 def stored_comparison() -> dict:
     """The authors' figures of the variants; {} where there are none."""
     return json.loads(COMPARISON.read_text()) if COMPARISON.exists() else {}
-
-
-def format_table(rows: list[tuple]) -> str:
-    """Aligned columns, the first to the left."""
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
 
 
 def _page(name: str, result: RunResult) -> str:

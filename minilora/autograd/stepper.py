@@ -15,7 +15,7 @@ from itertools import count
 
 import numpy as np
 
-from minilora.autograd.tensor import Node, Tensor, unbroadcast
+from minilora.autograd.tensor import Node, Tensor, _count_uses, unbroadcast
 from minilora.errors import GraphError
 
 _shown = count()
@@ -123,10 +123,7 @@ def _boxes(nodes: list[Node], names: Mapping[str, Tensor]):
 
 def _backward(nodes: list[Node], gradient: np.ndarray) -> list[Step]:
     """The walk of Tensor.backward, recorded: a node's turn comes when all its uses have sent their share."""
-    uses = {node: 0 for node in nodes}
-    for node in nodes:
-        for parent, _ in node.parents:
-            uses[parent] += 1
+    uses = _count_uses(nodes[-1])
     arrived, ready, steps = {nodes[-1]: gradient}, [nodes[-1]], []
     while ready:
         node = ready.pop()

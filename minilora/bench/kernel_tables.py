@@ -16,6 +16,7 @@ from minilora.bench.ladders import LADDERS
 from minilora.errors import DataError
 from minilora.files import atomic_write
 from minilora.simt.nvrtc import INSTALL
+from minilora.tables import markdown_table
 from minilora.viz.charts import BLUE, FAINT, INK, ORANGE, WIDTH, document, standalone
 
 
@@ -75,7 +76,7 @@ def aligned(text: str) -> str:
 
 def gates_table(gates: list[Gate]) -> str:
     rows = [(g.name, g.limit, g.found, g.where, "holds" if g.passed else "**fails**") for g in gates]
-    return table(["gate", "limit", "found", "at worst in", ""], rows, "llll")
+    return markdown_table(["gate", "limit", "found", "at worst in", ""], rows, "llll")
 
 
 def gpus_table() -> str:
@@ -87,7 +88,7 @@ def gpus_table() -> str:
                      f"{passes:.3f}", f"{passes * 0.516:.4f}"))  # fmt: skip
     heads = ["", "multiprocessors", "GHz", "GB/s", "instructions a byte", "a weight (0.516 bytes)",
              "passes a byte", "a weight"]  # fmt: skip
-    return table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def bounds_table(runs: list[RunRow]) -> str:
@@ -100,7 +101,7 @@ def bounds_table(runs: list[RunRow]) -> str:
             what, busy = row.bound(gpu)
             cells.append("memory" if what == "memory" else f"{what} {busy:.2f}x")
         rows.append((f"{row.ladder} v{row.version}", *cells))
-    return table(["", *GPUS], rows, "l" * len(GPUS))
+    return markdown_table(["", *GPUS], rows, "l" * len(GPUS))
 
 
 def run_table(runs: list[RunRow]) -> str:
@@ -112,7 +113,7 @@ def run_table(runs: list[RunRow]) -> str:
                      _factor(r.lookup_conflicts), _share(r.active)))  # fmt: skip
     heads = [f"per {runs[0].unit}", "instructions", "bytes moved", "bytes of memory", "sector efficiency", "look-ups'",
              "passes", "conflicts", "look-ups'", "lanes active"]  # fmt: skip
-    return f"{runs[0].sizes}:\n\n" + table(heads, rows)
+    return f"{runs[0].sizes}:\n\n" + markdown_table(heads, rows)
 
 
 def machine_table(machine: list[MachineRow]) -> str:
@@ -126,7 +127,7 @@ def machine_table(machine: list[MachineRow]) -> str:
         found = cells.setdefault(name, {"shared": row.shared + row.dynamic})
         found[row.arch] = f"{row.registers} · {row.blocks} x {row.threads} · {row.share:.0%}"
     lines = [(name, found["shared"], *(found.get(arch, "-") for arch in archs)) for name, found in cells.items()]
-    return table(["", "shared memory", *(f"sm_{arch}" for arch in archs)], lines)
+    return markdown_table(["", "shared memory", *(f"sm_{arch}" for arch in archs)], lines)
 
 
 def loops_table(machine: list[MachineRow]) -> str:
@@ -136,13 +137,7 @@ def loops_table(machine: list[MachineRow]) -> str:
         if row.ladder == "gemv_4bit" and row.instructions is not None:
             steps.setdefault(row.function, {})[row.arch] = f"{row.instructions:.2f}"
     rows = [(step, *(found.get(arch, "-") for arch in archs)) for step, found in steps.items()]
-    return table(["", *(f"sm_{arch}" for arch in archs)], rows)
-
-
-def table(heads: list[str], rows: list[tuple], align: str = "") -> str:
-    """Markdown; the first column to the left, the others to the right unless `align` says l."""
-    rules = ["---", *("---" if align[i : i + 1] == "l" else "---:" for i in range(len(heads) - 1))]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [heads, rules, *rows])
+    return markdown_table(["", *(f"sm_{arch}" for arch in archs)], rows)
 
 
 def as_json(found: dict) -> str:

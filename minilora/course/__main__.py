@@ -54,7 +54,7 @@ def _check(args) -> int:
 
 def _grade(args) -> int:
     from minilora.course.grade import grade
-    from minilora.demo import format_table
+    from minilora.tables import format_table
 
     results = grade(args.course, args.homework, print)
     checks = next((list(marks) for marks in results.values() if marks), [])

@@ -96,12 +96,13 @@ def _release(path: Path, course: Path) -> Path:
     return folder
 
 
-def nbgrader(course: Path, *arguments: str):
-    """Run nbgrader's own command in the course's folder. Raises MiniloraError with its first error."""
+def nbgrader(course: Path, *arguments: str, **environment: str):
+    """Run nbgrader's own command in the course's folder. environment: variables for it. Raises MiniloraError with the
+    first error that it prints."""
     tools = Path(sys.executable).parent  # nbgrader calls alembic by name, which needs no activated environment then
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *arguments], cwd=course, capture_output=True, text=True,
-        env=os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"},
+        env=os.environ | environment | {"PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"},
     )  # fmt: skip
     if done.returncode:
         said = re.findall(r"^ *(\w*(?:Error|Exception): .*)|ERROR\] (.*)", done.stdout + done.stderr, re.MULTILINE)

@@ -33,10 +33,9 @@ def grade(course: Path, name: str, say=lambda line: None) -> dict[str, dict[str,
         raise MiniloraError(
             f"nothing is handed in: {course}/submitted/<student>/{name}/{name}.ipynb is where it belongs"
         )
-    if (course / SECRET).exists():
-        os.environ["MINILORA_COURSE_SECRET"] = (course / SECRET).read_text().strip()
+    secret = (course / SECRET).read_text().strip() if (course / SECRET).exists() else ""
     try:
-        nbgrader(course, "autograde", name, "--create")
+        nbgrader(course, "autograde", name, "--create", MINILORA_COURSE_SECRET=secret)
     except MiniloraError as error:  # some could not be run, which the gradebook tells; the others were graded
         say(str(error))
     nbgrader(course, "generate_feedback", name)

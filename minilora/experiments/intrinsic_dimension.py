@@ -15,7 +15,6 @@ import numpy as np
 
 from minilora import ops
 from minilora.autograd import Tensor, no_grad
-from minilora.data.collate import DataCollatorForLanguageModeling
 from minilora.data.pretrain import PretrainingBatches, token_stream
 from minilora.data.tasks import encode, load_task
 from minilora.errors import ConfigError
@@ -27,6 +26,7 @@ from minilora.models.registry import load_model
 from minilora.nn import CausalLM, Linear, Module, Sequential
 from minilora.nn.layers import Activation
 from minilora.train.arguments import TrainingArguments
+from minilora.train.evaluate import predictions
 from minilora.train.optim import AdamW
 from minilora.train.trainer import Trainer
 from minilora.viz.charts import standalone
@@ -172,20 +172,15 @@ def _transformer(seeds: list[int], quick: bool, say) -> dict:
 def figures(model: Module, rows: list[dict]) -> dict[str, float]:
     """{"token_accuracy": share of target tokens that are the likeliest given the right ones before them,
     "exact_match": share of examples where all are, "loss": nats per target token}."""
-    rows, right, matches, loss = sorted(rows, key=lambda r: len(r["input_ids"])), [], 0, 0.0
-    collator, was_training = DataCollatorForLanguageModeling(), model.training
-    model.eval()
-    with no_grad():
-        for i in range(0, len(rows), 32):
-            batch = collator(rows[i : i + 32])
-            logits, row, targets = model.target_logits(batch["input_ids"], batch["labels"])
-            hit = logits.data.argmax(-1) == targets
-            matches += len(batch["input_ids"]) - len(np.unique(row[~hit]))
-            loss += ops.cross_entropy(logits, targets, reduction="sum").item()
-            right.append(hit)
-    model.train(was_training)
+    losses, right, matches = [], [], len(rows)
+    for loss, hit, row in predictions(model, rows):
+        losses.append(loss)
+        right.append(hit)
+        matches -= len(np.unique(row[~hit]))
     right = np.concatenate(right)
-    return {"token_accuracy": float(right.mean()), "exact_match": matches / len(rows), "loss": loss / len(right)}
+    return {
+        "token_accuracy": float(right.mean()), "exact_match": matches / len(rows), "loss": sum(losses) / len(right),
+    }  # fmt: skip
 
 
 def _less_pretrained(base: CausalLM, tokenizer, say) -> dict:

@@ -12,22 +12,20 @@ wherever the 4-bit codes do.
 """
 
 import json
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-import minilora
 from minilora.backend.numpy import TINY, block_absmax
-from minilora.demo import format_table
-from minilora.doctor import blas, cpu
 from minilora.errors import ConfigError, FetchError, QuantizationError, unknown_name
 from minilora.experiments.quant_tables import PICTURED, draw, tables
+from minilora.experiments.study import environment
 from minilora.experiments.subjects import SUBJECTS, Subject
 from minilora.files import atomic_write
 from minilora.quant import CODES, expected_error, quantize, register_code
+from minilora.tables import format_table
 from minilora.train.trainer import prepare_output_dir
 
 BINS = 96
@@ -77,8 +75,7 @@ def run(
     folder = prepare_output_dir(output_dir, overwrite)
     results = {
         "command": command, "seed": seed, "quick": quick,
-        "environment": {"minilora": minilora.__version__, "python": platform.python_version(),
-                        "numpy": np.__version__, "blas": blas(), "cpu": cpu()},
+        "environment": environment(),
         "codes": {name: np.sort(levels).tolist() for name, levels in CODES.items()},
         "functions": [quantizer.name for quantizer in own], "subjects": {}, "left_out": {},
     }  # fmt: skip

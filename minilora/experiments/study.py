@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 import minilora
-from minilora.demo import format_table
 from minilora.doctor import blas, cpu
 from minilora.errors import ConfigError, unknown_name
 from minilora.experiments import EXPERIMENTS
 from minilora.files import atomic_write
+from minilora.tables import format_table, markdown_table
 from minilora.train.output import prepare_output_dir
 
 
@@ -113,18 +113,12 @@ def environment() -> dict[str, str]:
     }  # fmt: skip
 
 
-def markdown(rows: list[tuple]) -> str:
-    """A table for a page, the first column to the left."""
-    head, *body = [[str(cell) for cell in row] for row in rows]
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
-
-
 def page_lacks(folder: Path, page: Path) -> list[str]:
     """What a committed page does not say of the committed results beside it: headings of tables, names of pictures."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     experiment, text = load(results["experiment"]), page.read_text(encoding="utf-8")
-    tables = [heading for heading, rows in experiment.tables(results["data"]) if markdown(rows) not in text]
+    tables = experiment.tables(results["data"])
     pictures = experiment.draw(results["data"])
+    missing = [heading for heading, rows in tables if markdown_table(rows[0], rows[1:]) not in text]
     stale = [f for f, svg in pictures.items() if not (folder / f).exists() or (folder / f).read_text("utf-8") != svg]
-    return tables + stale + [f for f in pictures if f"{folder.name}/{f}" not in text]
+    return missing + stale + [f for f in pictures if f"{folder.name}/{f}" not in text]

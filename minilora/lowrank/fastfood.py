@@ -16,8 +16,6 @@ d columns taken: P.
 
 Normalisation, of all three classes: columns have length one, so that E‖P x‖² = ‖x‖² over the seeds. Dense and sparse
 columns have it exactly, Fastfood's where n divides D, else in expectation. Nothing here is trained.
-
-To be exported: walsh_hadamard, Projection, Fastfood, DenseProjection, SparseProjection.
 """
 
 import math

@@ -17,8 +17,6 @@ Here P has a part for each parameter, drawn apart (fastfood.py), and its rows, n
 length of one: a step of theta_d then moves each weight about as far as a step of the same learning rate in full
 training does, whatever d is. θ0 stays where it is, in the model's own (now frozen) parameters; θ lives during a forward
 pass and its backward pass. NumPy arrays only, no gradient checkpointing.
-
-To be exported: Subspace, smallest_d, GroupSums.
 """
 
 import math

@@ -5,6 +5,7 @@ evaluate_answers(model, tokenizer, prompts, references)        # exact match and
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,27 +25,35 @@ def evaluate(model, dataset, batch_size: int = 32, collator=None) -> dict[str, f
     An example matches when the likeliest token is right at every target, the end of text included, given the right
     tokens before it: which is when greedy generation gives the whole answer. (Of packed rows, a row is an example.)
     """
+    loss, tokens, matches = 0.0, 0, len(dataset)
+    for batch_loss, right, rows in predictions(model, dataset, batch_size, collator):
+        loss += batch_loss
+        tokens += len(right)
+        matches -= len(np.unique(rows[~right]))
+    loss /= tokens
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"loss": loss, "perplexity": perplexity, "exact_match": matches / len(dataset), "tokens": tokens}
+
+
+def predictions(model, dataset, batch_size: int = 32, collator=None) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """Of each batch: the loss, summed over its target tokens; of each target, whether it is the likeliest token given
+    the right ones before it; and the row of the batch that it is in. Raises DataError for an empty dataset."""
     if not len(dataset):
         raise DataError("the evaluation set is empty")
     collator = collator or DataCollatorForLanguageModeling()
     order = sorted(range(len(dataset)), key=lambda i: len(dataset[i]["input_ids"]))  # similar lengths, little padding
-    was_training, loss, tokens, matches = model.training, 0.0, 0, 0
+    was_training = model.training
     model.eval()
     try:
-        with no_grad():
-            for start in range(0, len(order), batch_size):
-                batch = collator([dataset[i] for i in order[start : start + batch_size]])
-                inputs = {n: batch[n] for n in ("input_ids", "labels", "segment_ids") if n in batch}
+        for start in range(0, len(order), batch_size):
+            batch = collator([dataset[i] for i in order[start : start + batch_size]])
+            inputs = {n: batch[n] for n in ("input_ids", "labels", "segment_ids") if n in batch}
+            with no_grad():
                 logits, rows, targets = model.target_logits(**inputs)
-                loss += cross_entropy(logits, targets, reduction="sum").item()
-                tokens += len(targets)
-                wrong = np.unique(rows[to_numpy(logits.data.argmax(-1)) != targets])
-                matches += len(batch["input_ids"]) - len(wrong)
+                loss = cross_entropy(logits, targets, reduction="sum").item()
+            yield loss, to_numpy(logits.data.argmax(-1)) == targets, rows
     finally:
         model.train(was_training)
-    loss /= tokens
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    return {"loss": loss, "perplexity": perplexity, "exact_match": matches / len(dataset), "tokens": tokens}
 
 
 def evaluate_answers(

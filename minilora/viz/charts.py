@@ -43,9 +43,10 @@ class Frame:
             at = self.py(value)
             self.parts.append(f'<line x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}" stroke="{FAINT}"/>')
             self.text(left - 6, at + 4, number(value), "end")
-        round_numbers = [(value, number(value)) for value in ticks(*x, max(2, (right - left) / 110))]
-        for value, text in round_numbers if x_ticks is None else x_ticks:
-            self.text(self.px(value), HEIGHT - BOTTOM + 16, text, "middle")
+        if x_ticks is None:
+            x_ticks = [(value, number(value)) for value in ticks(*x, max(2, (right - left) / 110))]
+        for value, words in x_ticks:
+            self.text(self.px(value), HEIGHT - BOTTOM + 16, words, "middle")
         self.text((left + right) / 2, HEIGHT - 8, x_label, "middle")
         middle = (TOP + HEIGHT - BOTTOM) / 2
         self.parts.append(
@@ -60,8 +61,8 @@ class Frame:
         (low, high), scale = self.y, math.log if self.log_y else float
         return HEIGHT - BOTTOM - (scale(y) - scale(low)) / (scale(high) - scale(low)) * (HEIGHT - BOTTOM - TOP)
 
-    def text(self, x: float, y: float, text: str, anchor: str = "start", fill: str = INK):
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(text)}</text>')
+    def text(self, x: float, y: float, words: str, anchor: str = "start", fill: str = INK):
+        self.parts.append(text(x, y, words, anchor, fill))
 
     def line(self, points, colour: str, width: float = 1.5):
         path = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in points)
@@ -79,11 +80,16 @@ class Frame:
         return document(self.title, HEIGHT, self.parts)
 
 
-def document(title: str, height: float, parts: list[str], description: str = "") -> Picture:
-    """An SVG WIDTH wide. title: its name for those who do not see it; description: what there is to see in it."""
+def text(x: float, y: float, words: str, anchor: str = "start", fill: str = INK, bold: bool = False) -> str:
+    weight = ' font-weight="bold"' if bold else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}"{weight}>{escape(words)}</text>'
+
+
+def document(title: str, height: float, parts: list[str], description: str = "", width: float = WIDTH) -> Picture:
+    """An SVG of this size. title: its name for those who do not see it; description: what there is to see in it."""
     desc = f"<desc>{escape(description)}</desc>" if description else ""
     return Picture(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="{escape(title, quote=True)}" font-family="sans-serif" font-size="12" fill="{INK}">'
         f"<title>{escape(title)}</title>{desc}{''.join(parts)}</svg>"
     )

@@ -4,7 +4,7 @@ low_rank(512, 512, 8)
 """
 
 from minilora.errors import DataError
-from minilora.viz.charts import BLUE, FAINT, INK, ORANGE, document
+from minilora.viz.charts import BLUE, FAINT, INK, ORANGE, document, text
 from minilora.viz.picture import Picture
 
 ROOM, LEFT, TOP = 190.0, 50.0, 40.0  # pixels: for the longest side, and around
@@ -28,22 +28,18 @@ def low_rank(d_out: int, d_in: int, r: int) -> Picture:
     )
     for name, w, h, colour, shape in boxes:
         if name == "B":
-            parts.append(_text(x + 12, TOP + high / 2 + 5, "+", 20))
+            parts.append(text(x + 12, TOP + high / 2 + 5, "+", bold=True))
             x += 44
         label = f"{name}  {shape[0]:,} × {shape[1]:,}"
         parts.append(
             f'<rect x="{x:.1f}" y="{TOP:g}" width="{w:.1f}" height="{h:.1f}" fill="{colour}" stroke="{INK}">'
             f"<title>{label}: {shape[0] * shape[1]:,} numbers</title></rect>"
         )
-        parts.append(_text(x, TOP - 8, label))
+        parts.append(text(x, TOP - 8, label))
         x += max(w, 8.0 * len(label)) + 22
     height = TOP + max(high, thin) + 34
     percent = f"{factors / full:.2%}" if factors < full else "no saving: r is too large"
-    parts.append(_text(LEFT, height - 10, f"W has {full:,} numbers, B and A together {factors:,} ({percent})"))
+    parts.append(text(LEFT, height - 10, f"W has {full:,} numbers, B and A together {factors:,} ({percent})"))
     title = f"W and its update B A of rank {r}"
     said = f"W is {d_out} by {d_in}; B is {d_out} by {r}; A is {r} by {d_in}; the product B A has W's shape."
     return document(title, height, parts, said)
-
-
-def _text(x: float, y: float, text: str, size: int = 12) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{INK}">{text}</text>'

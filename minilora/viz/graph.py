@@ -5,9 +5,8 @@ draw([Box("w", "3 × 2"), Box("sum", "a number", (0,))], "A graph")
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from minilora.viz.charts import BLUE, FAINT, GROUND, INK, ORANGE
+from minilora.viz.charts import BLUE, FAINT, GROUND, INK, ORANGE, WIDTH, document, text
 from minilora.viz.picture import Picture
 
 BOX, HIGH, ACROSS, DOWN = 104, 44, 148, 64  # pixels: a box, and from one to the next
@@ -29,7 +28,7 @@ def draw(
     """lines: text beneath. current: the box that is looked at; done: those passed before; sent: those it sends to."""
     places = _places(boxes)
     height = max(y for _, y in places) + HIGH + 12
-    width = max(640, max(x for x, _ in places) + BOX + 12)
+    width = max(WIDTH, max(x for x, _ in places) + BOX + 12)
     parts = []
     for i, box in enumerate(boxes):
         x, y = places[i]
@@ -47,19 +46,16 @@ def draw(
             f'<rect x="{x}" y="{y}" width="{BOX}" height="{HIGH}" rx="6" fill="{GROUND if box.parents else FAINT}" '
             f'stroke="{colour}" stroke-width="{2.5 if i == current else 1.2}"/>'
         )
-        parts.append(_text(x + BOX / 2, y + 18, box.label[:15], ' text-anchor="middle" font-weight="bold"'))
-        parts.append(_text(x + BOX / 2, y + 35, box.shape, ' text-anchor="middle"'))
+        parts.append(text(x + BOX / 2, y + 18, box.label[:15], "middle", bold=True))
+        parts.append(text(x + BOX / 2, y + 35, box.shape, "middle"))
     for line in lines:
-        parts.append(_text(12, height + 8, line))
+        parts.append(text(12, height + 8, line))
         height += 19
     described = "; ".join(
-        f"{box.label} {box.shape}" + " from ".join(["", *(boxes[p].label for p in box.parents)]) for box in boxes
+        f"{box.label} {box.shape}" + f" from {', '.join(boxes[p].label for p in box.parents)}" * bool(box.parents)
+        for box in boxes
     )
-    return Picture(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title, quote=True)}" font-family="sans-serif" font-size="12" fill="{INK}">'
-        f"<title>{escape(title)}</title><desc>{escape(described)}</desc>{''.join(parts)}</svg>"
-    )
+    return document(title, height, parts, described, width)
 
 
 def _places(boxes: Sequence[Box]) -> list[tuple[int, int]]:
@@ -75,7 +71,3 @@ def _places(boxes: Sequence[Box]) -> list[tuple[int, int]]:
         filled[columns[i]] = row = filled.get(columns[i], -1) + 1
         places[i] = 12 + columns[i] * ACROSS, 12 + row * DOWN
     return [places[i] for i in range(len(boxes))]
-
-
-def _text(x: float, y: float, text: str, style: str = "") -> str:
-    return f'<text x="{x:g}" y="{y:g}" fill="{INK}"{style}>{escape(text)}</text>'

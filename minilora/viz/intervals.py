@@ -9,7 +9,7 @@ A figure is (mean, half width of its interval); a half width that is NaN is none
 import math
 from html import escape
 
-from minilora.viz.charts import FAINT, INK, RIGHT, SHADES, TOP, WIDTH, Frame, document, number, ticks
+from minilora.viz.charts import FAINT, INK, RIGHT, SHADES, TOP, WIDTH, Frame, document, number, text, ticks
 from minilora.viz.picture import Picture
 
 ROW, GAP, LABEL = 18, 12, 190  # pixels: of a row, between groups, and for the rows' labels
@@ -25,17 +25,17 @@ def dots(groups: dict[str, dict[str, tuple[float, float]]], x_label: str, title:
     def px(value: float) -> float:
         return LABEL + (value - low) / (high - low) * (WIDTH - 2 * RIGHT - LABEL)
 
-    parts, y = [_text(RIGHT, 16, title, bold=True)], TOP
+    parts, y = [text(RIGHT, 16, title, bold=True)], TOP
     for tick in ticks(low, high):
         parts.append(_line(px(tick), TOP, px(tick), bottom, FAINT))
-        parts.append(_text(px(tick), bottom + 14, number(tick), "middle"))
-    parts.append(_text((LABEL + WIDTH) / 2, bottom + 32, x_label, "middle"))
+        parts.append(text(px(tick), bottom + 14, number(tick), "middle"))
+    parts.append(text((LABEL + WIDTH) / 2, bottom + 32, x_label, "middle"))
     for group, rows in groups.items():
-        parts.append(_text(RIGHT, y + 12, group, bold=True))
+        parts.append(text(RIGHT, y + 12, group, bold=True))
         for label, (mean, half) in rows.items():
             y += ROW
             colour = SHADES[labels.index(label) % len(SHADES)]
-            parts += [_text(LABEL - 12, y + 12, label, "end"), _dot(px(mean), y + 8, colour, _words(label, mean, half))]
+            parts += [text(LABEL - 12, y + 12, label, "end"), _dot(px(mean), y + 8, colour, _words(label, mean, half))]
             if half == half:
                 parts.append(_line(px(mean - half), y + 8, px(mean + half), y + 8, colour))
         y += ROW + GAP
@@ -67,7 +67,7 @@ def curves(
             shown.append((scale(x), number(x)))
     low, high = _span([(mean, half) for _, mean, half in points] + [(level, math.nan) for level in levels.values()])
     if log_y:
-        low = min(*(mean / 2 for _, mean, _ in points), *levels.values())
+        low = min([*(mean / 2 for _, mean, _ in points), *levels.values()])
     frame = Frame(x_span, (low, high), x_label, y_label, title, log_y, x_ticks=shown if log_x else None)
     for label, level in levels.items():
         frame.parts.append(_line(frame.left, frame.py(level), frame.right, frame.py(level), INK, "4 3"))
@@ -106,8 +106,3 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, dashes: str =
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.5" '
         f'stroke-dasharray="{dashes}"/>'
     )
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", bold: bool = False) -> str:
-    weight = ' font-weight="bold"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}"{weight}>{escape(text)}</text>'

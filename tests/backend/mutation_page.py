@@ -7,9 +7,10 @@ page = fill(page, sections(found), "mutation")
 from collections import Counter
 from pathlib import Path
 
-from minilora.bench.kernel_tables import as_json, fill, table
+from minilora.bench.kernel_tables import as_json, fill
 from minilora.files import atomic_write
 from minilora.simt import nvrtc
+from minilora.tables import markdown_table
 
 KILLS = ("trap", "difference", "endless")
 
@@ -87,11 +88,11 @@ def sections(found: dict) -> dict[str, str]:
     heads_of_survivors = ["kernel", "line", "change", "from", "to", "why no case notices"]
     how = Counter({name: total(found["kernels"])[name] for name in KILLS})
     return {
-        "kernels": table(heads, rows),
-        "how": table(["killed by", "mutants"], [(HOW[name], how[name]) for name in KILLS]),
-        "kinds": table(["change", "tried", "killed", "equivalent", "survived"], kinds),
-        "survivors": table(heads_of_survivors, survivors, "lllll") if survivors else "None.",
-        "equivalent": table(["why", "mutants"], [(row["why"], row["mutants"]) for row in found["equivalent"]]),
+        "kernels": markdown_table(heads, rows),
+        "how": markdown_table(["killed by", "mutants"], [(HOW[name], how[name]) for name in KILLS]),
+        "kinds": markdown_table(["change", "tried", "killed", "equivalent", "survived"], kinds),
+        "survivors": markdown_table(heads_of_survivors, survivors, "lllll") if survivors else "None.",
+        "equivalent": markdown_table(["why", "mutants"], [(row["why"], row["mutants"]) for row in found["equivalent"]]),
     }
 
 

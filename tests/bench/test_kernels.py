@@ -11,11 +11,12 @@ from minilora import simt
 from minilora.backend import simt as simulated
 from minilora.backend.cuda.launch import FOLDER, source
 from minilora.bench import kernels
-from minilora.bench.kernel_tables import aligned, fill, report, roofline, sections, table
+from minilora.bench.kernel_tables import aligned, fill, report, roofline, sections
 from minilora.bench.ladders import LADDERS, VARIANTS
 from minilora.cli import main
 from minilora.errors import DataError
 from minilora.simt import nvrtc, sass
+from minilora.tables import markdown_table
 from minilora.viz.charts import standalone
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -81,6 +82,10 @@ def test_counted_again(name, versions):
 def test_compiled_again(name, arch):
     stored = [row for row in MACHINE if row.ladder == name and row.arch == arch]
     assert kernels.machine_rows([arch], [ladder(name)]) == stored
+
+
+def test_all_gates_hold():
+    assert GATES and not [gate for gate in GATES if not gate.passed]
 
 
 @pytest.mark.slow
@@ -179,7 +184,7 @@ def test_a_page_is_filled_once():
 
 
 def test_columns_for_a_terminal():
-    text = "words:\n\n" + table(["", "b"], [("row", 1), ("a longer row", 20)])
+    text = "words:\n\n" + markdown_table(["", "b"], [("row", 1), ("a longer row", 20)])
     assert aligned(text) == "words:\n\n              b\nrow           1\na longer row  20"
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from minilora.cli import main
 from minilora.errors import ConfigError, TrainingError, UnknownNameError
 from minilora.experiments import EXPERIMENTS, study
-from minilora.experiments.study import Interval, load, markdown, page_lacks, paired
+from minilora.experiments.study import Interval, load, page_lacks, paired
+from minilora.tables import markdown_table
 
 values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
 
@@ -80,7 +81,7 @@ def test_a_run_is_recorded(small, tmp_path):
 
 def test_a_page_is_held_to_its_results(small, tmp_path):
     study.run("small", tmp_path / "small", say=lambda line: None)
-    page, table = tmp_path / "small.md", markdown([("arm", "figure"), ("a", "1.000 ± 2.484")])
+    page, table = tmp_path / "small.md", markdown_table(("arm", "figure"), [("a", "1.000 ± 2.484")])
     page.write_text(f"{table}\n\n![](small/a.svg)\n")
     assert page_lacks(tmp_path / "small", page) == []
     page.write_text(table.replace("1.000", "2.000"))

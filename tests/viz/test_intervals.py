@@ -59,3 +59,7 @@ def test_equal_factors_are_equally_high():
     y = [float(c.get("cy")) for c in circles(curves({"a": points}, "", "", "", log_y=True))]
     assert y[1] - y[0] == pytest.approx(y[3] - y[2], abs=0.2) and y[0] < y[1] < 256
     assert len(lines(curves({"a": points}, "", "", "", log_y=True))) == 4
+
+
+def test_one_point_on_a_logarithmic_scale():
+    assert len(circles(curves({"a": [(1, 0.5, math.nan)]}, "", "", "", log_x=True, log_y=True))) == 1
