@@ -127,26 +127,6 @@ def _overrides(args) -> dict:
     return {name: value for name, value in given.items() if value is not None}
 
 
-class _Bar:
-    """tqdm on stderr: loss, target tokens a second, time left."""
-
-    bar = None
-
-    def __call__(self, entry: dict):
-        from tqdm import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(total=entry["max_steps"], unit="step", file=sys.stderr, dynamic_ncols=True)
-        shown = {"loss": f"{entry['loss']:.3f}", "tokens/s": f"{entry['tokens_per_second']:.0f}"}
-        if "eval_loss" in entry:
-            shown["validation"] = f"{entry['eval_loss']:.3f}"
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
-        if self.bar.n == self.bar.total:
-            self.bar.close()
-            self.bar = None
-
-
 def _say(line: str):
     print(line, flush=True)
 
@@ -160,9 +140,9 @@ def _demo(args):
 
     config = load_recipe("demo", _overrides(args))
     ours = (Path(config.output_dir) / "result.json").exists() or (Path(config.output_dir) / "metrics.jsonl").exists()
-    demo.run_recipe("demo", _overrides(args), _Bar(), _say, overwrite=ours)
+    demo.run_recipe("demo", _overrides(args), _say, overwrite=ours)
     if args.compare:
-        demo.compare(_overrides(args), None, _say)
+        demo.compare(_overrides(args), _say)
     elif demo.stored_comparison():
         _say("\nmeasured by the authors (minilora demo --compare measures them here):")
         _say(format_table(demo.comparison_rows(demo.stored_comparison())))
@@ -181,7 +161,7 @@ def _train(args):
         _say(plan.first_batch(config, colour) if args.show_batch else "\n".join(plan.plan(config)))
         return
     if config.pretrain is None:
-        result = demo.run_recipe(args.recipe, overrides, _Bar(), _say, args.overwrite)
+        result = demo.run_recipe(args.recipe, overrides, _say, args.overwrite)
         if result.training.interrupted:
             _say(f"interrupted after {result.training.steps} steps; the adapter so far is saved")
         return
@@ -193,7 +173,7 @@ def _train(args):
         "warmup_steps": config.warmup_steps, "weight_decay": config.weight_decay, "adam_beta2": config.adam_beta2,
         "seed": config.seed, "save_steps": 200, "overwrite_output_dir": args.overwrite,
     }  # fmt: skip
-    card = pretrain(config.output_dir, config.pretrain, config.sequence_len, training, _Bar())
+    card = pretrain(config.output_dir, config.pretrain, config.sequence_len, training)
     _say(f"held-out: {card['bits_per_byte_held-out']:.3f} bits per byte; wrote {config.output_dir}/")
 
 

@@ -23,10 +23,10 @@ VARIANTS = {
 }
 
 
-def run_recipe(name: str, overrides: dict, progress=None, say=print, overwrite=False) -> RunResult:
+def run_recipe(name: str, overrides: dict, say=print, overwrite=False) -> RunResult:
     """Run a recipe, write report.html and result.json beside its adapter, and say the figures."""
     config = load_recipe(name, overrides)
-    result = run(config, progress, say, overwrite)
+    result = run(config, say=say, overwrite=overwrite)
     folder = Path(config.output_dir)
     if not processes().first:
         return result
@@ -42,13 +42,13 @@ def run_recipe(name: str, overrides: dict, progress=None, say=print, overwrite=F
     return result
 
 
-def compare(overrides: dict, progress=None, say=print) -> dict:
+def compare(overrides: dict, say=print) -> dict:
     """The demo's variants, trained as long: name -> held-out loss, exact match and seconds."""
     figures, folder = {}, Path(overrides.get("output_dir") or load_recipe("demo").output_dir)
     for name, changes in VARIANTS.items():
         say(f"\n== {name}")
         place = str(folder / name.replace(" ", "-"))
-        result = run(load_recipe("demo", overrides | changes | {"output_dir": place}), progress, say, overwrite=True)
+        result = run(load_recipe("demo", overrides | changes | {"output_dir": place}), say=say, overwrite=True)
         figures[name] = {
             "loss": round(result.after["loss"], 4),
             "exact_match": round(result.after["exact_match"], 4),

@@ -32,7 +32,11 @@ def measure(
         tracemalloc.reset_peak()
         with tempfile.TemporaryDirectory() as folder:
             args = TrainingArguments(
-                folder, max_steps=steps, per_device_train_batch_size=batch, gradient_checkpointing=checkpointing
+                folder,
+                max_steps=steps,
+                per_device_train_batch_size=batch,
+                gradient_checkpointing=checkpointing,
+                disable_tqdm=True,
             )
             Trainer(model, args, rows, save=lambda folder: None).train()
         need = estimate(shape, adapter, batch, seq, checkpointing=checkpointing)

@@ -25,7 +25,7 @@ _COUNTS = (
 )
 _NOT_THE_CURVE = ("output_dir", "overwrite_output_dir", "save_steps", "save_total_limit", "load_best_model_at_end",
                   "metric_for_best_model", "early_stopping_patience", "eval_steps", "per_device_eval_batch_size",
-                  "logging_steps", "report_to", "gradient_checkpointing")  # fmt: skip
+                  "logging_steps", "report_to", "gradient_checkpointing", "disable_tqdm")  # fmt: skip
 BETTER = {"eval_loss": lambda new, best: new < best, "eval_exact_match": lambda new, best: new > best}
 _RANGES = {  # field -> whether a number will do, and in words
     "num_train_epochs": (lambda x: x > 0, "positive"),
@@ -72,6 +72,7 @@ class TrainingArguments:
     relora_steps: int | None = None  # merge and begin a new adapter every so many updates (see relora.py)
     relora_warmup_steps: int = 10
     report_to: str = "none"  # or "tensorboard"
+    disable_tqdm: bool = False  # no progress bar
     per_device_eval_batch_size: int = 32
     seed: int = 0
     overwrite_output_dir: bool = False

@@ -41,6 +41,10 @@ class Processes:
         for rng in generators if self.rank else []:
             rng.bit_generator.state = rng.bit_generator.jumped(self.rank).state
 
+    def gather(self, value) -> list:
+        """Every process's value, by rank (all of them have to ask); on others than the first, an empty list."""
+        return [value]
+
     def add_up(self, params, loss: float) -> float:
         """Replace the gradients, and return the loss, by their sums over all processes."""
         return loss
@@ -56,6 +60,9 @@ class MpiProcesses(Processes):
             raise ConfigError("started by mpiexec, which needs mpi4py: pip install 'minilora[mpi]'") from None
         self.comm = MPI.COMM_WORLD
         self.rank, self.size = self.comm.rank, self.comm.size
+
+    def gather(self, value) -> list:
+        return self.comm.gather(value) or []
 
     def add_up(self, params, loss: float) -> float:
         buffer = np.zeros(1 + sum(p.size for p in params), np.float32)

@@ -24,7 +24,7 @@ def bits_per_byte(model: CausalLM, stream: np.ndarray, size: int, length: int) -
     return scores["loss"] * scores["tokens"] / math.log(2) / size
 
 
-def pretrain(output_dir, model: dict, length: int, training: dict, progress=None) -> dict:
+def pretrain(output_dir, model: dict, length: int, training: dict) -> dict:
     """Train on the "train" files and measure on the others; returns (and saves as base.json) the figures.
 
     model: fields of TransformerConfig; length: tokens of a window; training: fields of TrainingArguments.
@@ -46,7 +46,7 @@ def pretrain(output_dir, model: dict, length: int, training: dict, progress=None
     def save(folder: Path):
         save_folder(network, tokenizer, folder, np.float16)
 
-    result = Trainer(network, args, batches, progress=progress, save=save).train()
+    result = Trainer(network, args, batches, save=save).train()
     figures = {"steps": result.steps, "target_tokens": result.tokens, "training_tokens": len(stream)}
     for split in ("validation", "held-out"):
         figures[f"bits_per_byte_{split}"] = bits_per_byte(network, *token_stream(tokenizer, split), length)

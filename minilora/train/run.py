@@ -66,7 +66,10 @@ def run(
     say: Callable[[str], None] = lambda line: None,
     overwrite: bool = False,
 ) -> RunResult:
-    """Fine-tune as `config` says and save to config.output_dir. Raises MiniloraError for whatever does not fit."""
+    """Fine-tune as `config` says and save to config.output_dir. Raises MiniloraError for whatever does not fit.
+
+    progress: called with each entry of the log, in place of the bar; say: with a line on what is being done.
+    """
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(config.blas_threads, user_api="blas"), processes() as workers:
@@ -78,7 +81,7 @@ def _run(config: RunConfig, progress, say, overwrite: bool, workers: Processes) 
     if workers.first:
         prepare_output_dir(config.output_dir, overwrite or bool(resume))  # before minutes are spent
     else:
-        say, progress = (lambda line: None), None
+        say = lambda line: None  # noqa: E731
     say(f"loading {config.base_model}")
     base, tokenizer = load_base(config)
     sets = load_sets(config, tokenizer, say)

@@ -1,7 +1,7 @@
 """Snapshots: all that a run needs to go on as if it had never stopped, in a folder that is there whole or not at all.
 
     write(folder, state, model, optimizer, save)     # folder/checkpoint-200/
-    state = read(latest(folder), model, optimizer)
+    state = read(latest(folder), model, optimizer, everything=False, processes=Processes())
 
     training.safetensors    the weights that are trained, exactly
     optimizer.*             its state (see optim.py)
@@ -26,6 +26,7 @@ from minilora.backend import like, to_numpy
 from minilora.errors import FileFormatError, TrainingError
 from minilora.files import atomic_write, load_safetensors, save_safetensors
 from minilora.nn import Module
+from minilora.train.distributed import Processes
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -42,7 +43,7 @@ class RunState:
     args: dict = field(default_factory=dict)
     data: str = ""  # names the training set
     scaler: dict = field(default_factory=dict)  # of fp16's loss
-    generators: list[dict] = field(default_factory=list)
+    generators: list[list[dict]] = field(default_factory=list)  # of each process
 
 
 def write(
@@ -60,7 +61,6 @@ def write(
         save(aside)
         save_safetensors(aside / "training.safetensors", _weights(model, everything))
         optimizer.save(aside)
-        state.generators = [rng.bit_generator.state for rng in model.generators()]
         atomic_write(aside / "state.json", json.dumps(asdict(state)) + "\n")
         shutil.rmtree(place, ignore_errors=True)
         os.rename(aside, place)
@@ -71,8 +71,9 @@ def write(
     return place
 
 
-def read(path: Path, model: Module, optimizer, everything: bool = False) -> RunState:
-    """Put the weights, the optimizer's state and the generators back. Raises FileFormatError where they do not fit."""
+def read(path: Path, model: Module, optimizer, everything: bool, processes: Processes) -> RunState:
+    """Put the weights, the optimizer's state and this process's generators back. Raises FileFormatError where they do
+    not fit. Another number of processes than wrote it goes on too; what dropout draws is then another."""
     try:
         state = RunState(**json.loads((path / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -87,8 +88,11 @@ def read(path: Path, model: Module, optimizer, everything: bool = False) -> RunS
         own[name].data = like(array, own[name].data)
         own[name].mark_changed()
     optimizer.load(path)
-    for rng, saved in zip(model.generators(), state.generators, strict=True):
+    as_many = len(state.generators) == processes.size
+    for rng, saved in zip(model.generators(), state.generators[processes.rank if as_many else 0], strict=True):
         rng.bit_generator.state = saved
+    if not as_many:
+        processes.separate(model.generators())
     return state
 
 

@@ -32,6 +32,7 @@ from minilora.train.optim import AdamW, clip_grad_norm
 from minilora.train.output import hold_interrupts, prepare_output_dir
 from minilora.train.paged import PagedAdamW
 from minilora.train.precision import Precision
+from minilora.train.progress import Bar
 from minilora.train.schedule import learning_rate_factor
 
 ADAMW = {"adamw": AdamW, "adamw_8bit": AdamW8bit, "paged_adamw": PagedAdamW}
@@ -60,8 +61,8 @@ class Trainer:
         save: Callable[[Path], None] | None = None,
         processes: Processes | None = None,
     ):
-        """progress: called with each log entry. save: writes the weights to a folder (model.save_pretrained).
-        processes: those that share the batches (see distributed.py); one without."""
+        """progress: called with each log entry, in place of the bar. save: writes the weights to a folder
+        (model.save_pretrained). processes: those that share the batches (see distributed.py); one without."""
         self.model, self.args, self.eval_dataset, self.collator = model, args, eval_dataset, data_collator
         self.batches = train_dataset
         if not hasattr(train_dataset, "batch"):
@@ -70,7 +71,8 @@ class Trainer:
         self.max_steps = args.steps(getattr(self.batches, "per_epoch", None))
         self.warmup = args.warmup_steps or math.ceil(args.warmup_ratio * self.max_steps)
         self.processes = processes or Processes()
-        self.progress = progress or (lambda entry: None)
+        shown = self.processes.first and not args.disable_tqdm
+        self.progress = progress or (Bar() if shown else lambda entry: None)
         self.save = save or model.save_pretrained
         self.precision = Precision(args.precision)
         if args.gradient_checkpointing:
@@ -104,8 +106,8 @@ class Trainer:
         if self.processes.first:
             prepare_output_dir(folder, self.args.overwrite_output_dir or bool(resume_from_checkpoint))
         self.state.data = self._name_of_data()
-        resumed = self._resume(folder, resume_from_checkpoint)
         self.processes.separate(self.model.generators())
+        resumed = self._resume(folder, resume_from_checkpoint)
         log = RunLog(folder, self.args.report_to == "tensorboard", resumed) if self.processes.first else None
         if self.processes.first:
             atomic_write(folder / "trainer_args.json", json.dumps(asdict(self.args), indent=2) + "\n")
@@ -141,6 +143,8 @@ class Trainer:
             out.interrupted = True
         finally:
             self.model.eval()
+            if isinstance(self.progress, Bar):
+                self.progress.close()
         try:
             with hold_interrupts():
                 self._finish(folder)
@@ -223,6 +227,7 @@ class Trainer:
 
     def _snapshot(self, folder: Path):
         self.state.scaler = self.precision.state()
+        self.state.generators = self.processes.gather([rng.bit_generator.state for rng in self.model.generators()])
         if self.processes.first:
             best = self.state.best and self.state.best["step"]
             everything = bool(self.args.relora_steps)  # the base changes too
@@ -234,7 +239,7 @@ class Trainer:
         path = snapshots.latest(folder) if wanted is True else Path(wanted) if wanted else None
         if path is None:
             return None
-        state = snapshots.read(path, self.model, self.optimizer, bool(self.args.relora_steps))
+        state = self._read(path)
         ours, theirs = self.args.curve(), {**self.args.curve(), **{k: state.args.get(k) for k in self.args.curve()}}
         if changed := [f"{k} (then {theirs[k]!r}, now {ours[k]!r})" for k in ours if ours[k] != theirs[k]]:
             raise ConfigError(f"{path} was made by a run with other arguments: {', '.join(changed)}")
@@ -243,6 +248,10 @@ class Trainer:
         self.precision.restore(state.scaler)
         self.state = state
         return state.step
+
+    def _read(self, path: Path) -> snapshots.RunState:
+        everything = bool(self.args.relora_steps)  # the base changes too
+        return snapshots.read(path, self.model, self.optimizer, everything, self.processes)
 
     def _name_of_data(self) -> str:
         """A hash of the first batch, and how many there are."""
@@ -254,7 +263,7 @@ class Trainer:
         """Save the weights: the last ones, or with load_best_model_at_end those of the best evaluation."""
         best = self.state.best
         if self.args.load_best_model_at_end and best and best["step"] in (kept := snapshots.all_of(folder)):
-            snapshots.read(kept[best["step"]], self.model, self.optimizer, bool(self.args.relora_steps))
+            self._read(kept[best["step"]])
         if self.processes.first:
             self.save(folder)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from train.test_snapshots import make
 from train.test_trainer import adapted
 
+from minilora.train import snapshots
 from minilora.train.distributed import Processes, bytes_per_step
 
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
@@ -34,9 +35,9 @@ def test_ring_traffic():
     assert bytes_per_step(1000, 1) == 0 and bytes_per_step(1000, 2) == 4000 and bytes_per_step(1000, 4) == 6000
 
 
-def make_plain(folder):
-    """Without dropout, which would be drawn for each process's rows apart."""
-    return make(folder, adapted(), max_steps=20, save_steps=5)
+def make_plain(folder, dropout=0.0, **changes):
+    """By default without dropout, which is drawn for each process's rows apart."""
+    return make(folder, adapted(lora_dropout=dropout), **({"max_steps": 20, "save_steps": 5} | changes))
 
 
 def test_processes_draw_apart():
@@ -52,6 +53,7 @@ def test_processes_draw_apart():
 SCRIPT = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
+from minilora.train import snapshots
 from minilora.train.distributed import processes
 from train.test_distributed import make_plain
 trainer = make_plain(sys.argv[1])
@@ -68,11 +70,11 @@ trainer.train()
 """
 
 
-def mpi(folder, size, *more):
+def mpi(folder, size, *more, script=SCRIPT):
     pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install 'minilora[mpi]'")
     if MPIEXEC is None:
         pytest.skip("mpiexec is not installed: pip install 'minilora[mpi]'")
-    command = [MPIEXEC, "-n", str(size), sys.executable, "-c", SCRIPT, str(folder), str(TESTS), *more]
+    command = [MPIEXEC, "-n", str(size), sys.executable, "-c", script, str(folder), str(TESTS), *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
@@ -97,3 +99,41 @@ def test_one_that_dies_ends_them_all_and_the_last_snapshot_is_whole(tmp_path):
     assert done.returncode != 0 and "says why" in done.stderr and time.monotonic() - start < 60
     trainer = make_plain(tmp_path / "many")
     assert trainer.train(resume_from_checkpoint=True).steps == 20
+
+
+DROPOUT = """
+import signal, sys
+sys.path.insert(0, sys.argv[2])
+from minilora.train import snapshots
+from minilora.train.distributed import processes
+from train.test_distributed import make_plain
+workers = processes()
+for place, stop in (("whole", None), ("stopped", 7)):
+    for resume in (False, True)[: 1 + (stop is not None)]:
+        trainer = make_plain(f"{sys.argv[1]}/{place}", dropout=0.3, max_steps=12)
+        trainer.processes = workers
+        if stop and not resume:
+            trainer.progress = lambda entry: signal.raise_signal(signal.SIGINT) if entry["step"] == stop else None
+        trainer.train(resume_from_checkpoint=resume)
+"""
+
+
+def test_every_process_takes_up_its_own_random_numbers(tmp_path):
+    """Stopped after 7 updates and gone on from the snapshot of 5: the dropped numbers are those of the whole run."""
+    done = mpi(tmp_path, 2, script=DROPOUT)
+    assert done.returncode == 0, done.stderr
+    whole, stopped = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "stopped"))
+    assert whole == stopped and len(whole.splitlines()) == 12
+
+
+def test_another_number_of_processes_goes_on(tmp_path):
+    mpi(tmp_path / "many", 2)
+    trainer = make_plain(tmp_path / "many")
+    path = snapshots.all_of(tmp_path / "many")[15]
+    states = []
+    for rank in range(3):
+        part = Processes()
+        part.rank, part.size = rank, 3
+        assert snapshots.read(path, trainer.model, trainer.optimizer, False, part).step == 15
+        states.append(trainer.model.generators()[0].random())
+    assert len(set(states)) == 3

@@ -229,7 +229,7 @@ except ml.MiniloraError as error:
 
 
 @pytest.mark.parametrize(
-    ("limit", "steps", "file"), [(9000, 6, "adapter_model.safetensors"), (900, 40, "metrics.jsonl")]
+    ("limit", "steps", "file"), [(9000, 6, "adapter_model.safetensors"), (1000, 60, "metrics.jsonl")]
 )
 def test_a_full_disk_is_an_error_and_the_old_adapter_stays(tmp_path, limit, steps, file):
     pytest.importorskip("resource")
