@@ -174,6 +174,7 @@ def evaluate(args):
     from minilora.files import atomic_write
     from minilora.train import questions
     from minilora.train.evaluate import evaluate, evaluate_answers
+    from minilora.train.squad import squad
 
     if args.dataset and not args.type:
         args.usage("--dataset needs --type, which says what its rows are")
@@ -196,7 +197,9 @@ def evaluate(args):
     if args.generate:
         prompts, references, longest = asked.answerable(tokenizer, room, args.max_new_tokens)
         scores = evaluate_answers(model, tokenizer, prompts, references, longest, args.batch_size, asked.template)
-        scores.pop("answers")
+        answers = scores.pop("answers")
+        if args.type == "squad_v2":
+            scores |= squad(answers, references)
         figures["generated"] = {"examples": len(prompts), "max_new_tokens": longest, **scores}
         say(f"generated: {len(prompts)} answers of at most {longest} tokens")
         for name, score in scores.items():

@@ -179,6 +179,7 @@ def test_evaluate_a_file(tmp_path, kind):
     expected = evaluate(model, from_file(file, kind, tokenizer, 512, 3).examples, 16)
     assert shown(result)["loss"] == pytest.approx(expected["loss"], rel=1e-3)
     assert ("rougeL" in result.stdout) == bool(options)
+    assert ("f1" in shown(result)) == (kind == "squad_v2")
 
 
 @pytest.mark.parametrize(

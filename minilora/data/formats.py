@@ -12,6 +12,7 @@ from collections.abc import Callable
 from minilora.errors import DataError
 
 IGNORE = -100
+UNANSWERABLE = "unanswerable"  # what a model is to say where a context has no answer
 Pieces = list[tuple[str, bool]]
 
 # The template of Stanford Alpaca's data set card, whose wording its models were trained on.
@@ -39,7 +40,7 @@ def squad_v2(row: dict, tokenizer=None) -> Pieces:
     for text, start in zip(answers["text"], answers.get("answer_start", []), strict=False):
         if context[start : start + len(text)] != text:
             raise DataError(f"answer {text!r} is not at character {start} of its context")
-    answer = answers["text"][0] if answers["text"] else "unanswerable"
+    answer = answers["text"][0] if answers["text"] else UNANSWERABLE
     return [(f"Context: {context}\nQuestion: {question}\nAnswer: ", False), (answer, True)]
 
 

@@ -57,11 +57,12 @@ def predictions(model, dataset, batch_size: int = 32, collator=None) -> Iterator
 
 
 def evaluate_answers(
-    model, tokenizer, prompts: list[str], references: list[str], max_new_tokens: int, batch_size: int = 16,
+    model, tokenizer, prompts: list[str], references: list[list[str]], max_new_tokens: int, batch_size: int = 16,
     parse_special: bool = False,
 ) -> dict:  # fmt: skip
     """{"exact_match", "rouge1", "rouge2", "rougeL"}, means over the examples, of the likeliest answers; "answers": they
-    themselves. A match is equal but for white space around it.
+    themselves. references: of each prompt all right answers; the best one counts. A match is equal but for white space
+    around it.
     """
     if not prompts:
         raise DataError("the evaluation set is empty")
@@ -73,7 +74,8 @@ def evaluate_answers(
         )
     finally:
         model.train(was_training)
-    scores = [rouge(answer, reference) for answer, reference in zip(answers, references, strict=True)]
-    matches = sum(a.strip() == r.strip() for a, r in zip(answers, references, strict=True))
-    means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+    pairs = list(zip(answers, references, strict=True))
+    scores = [[rouge(answer, right) for right in rights] for answer, rights in pairs]
+    matches = sum(answer.strip() in [right.strip() for right in rights] for answer, rights in pairs)
+    means = {name: sum(max(s[name] for s in each) for each in scores) / len(pairs) for name in scores[0][0]}
     return {"exact_match": matches / len(answers), **means, "answers": answers}

@@ -7,6 +7,7 @@
 Of a conversation the answer is what the assistant says last. Examples longer than `room` tokens are left out, counted.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from minilora.data.formats import FORMATS, Pieces, encode_pieces
@@ -18,16 +19,17 @@ from minilora.errors import DataError, unknown_name
 @dataclass
 class Questions:
     """examples: {"input_ids", "labels"}; template: whether prompts hold a chat template's special tokens; left_out: how
-    many examples were too long. A prompt is "" where every token is a target: there is nothing to answer."""
+    many examples were too long. A prompt is "" where every token is a target: there is nothing to answer. references:
+    of each prompt all right answers, the target first."""
 
     source: str
     template: bool = False
     examples: list[dict] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
-    references: list[str] = field(default_factory=list)
+    references: list[list[str]] = field(default_factory=list)
     left_out: int = 0
 
-    def add(self, pieces: Pieces, tokenizer, room: int):
+    def add(self, pieces: Pieces, tokenizer, room: int, others: Iterable[str] = ()):
         example = encode_pieces(pieces, tokenizer, self.template)
         if len(example["input_ids"]) > room:
             self.left_out += 1
@@ -36,14 +38,14 @@ class Questions:
         self.examples.append(example)
         self.prompts.append("".join(text for text, _ in pieces[:last]))
         end = tokenizer.token(tokenizer.eos_token_id) if self.template else ""
-        self.references.append(pieces[last][0].removesuffix(end))
+        self.references.append([pieces[last][0].removesuffix(end), *others])
 
-    def answerable(self, tokenizer, room: int, max_new_tokens: int | None = None) -> tuple[list[str], list[str], int]:
-        """Prompts that leave room for so many tokens of answer (by default those of the longest reference, and its
-        end), their references, and that number. Raises DataError where there is none."""
+    def answerable(self, tokenizer, room: int, max_new_tokens: int | None = None):
+        """(prompts, references, new): the prompts that leave room for `new` tokens of answer, by default those of the
+        longest reference and its end; the references of each. Raises DataError where there is none."""
         if not any(self.prompts):
             raise DataError(f"{self.source}: every token is a target, so there is no prompt to generate an answer to")
-        lengths = [len(tokenizer.encode(reference, self.template)) for reference in self.references]
+        lengths = [len(tokenizer.encode(right, self.template)) for rights in self.references for right in rights]
         new = max_new_tokens or max(lengths) + 1
         pairs = zip(self.prompts, self.references, strict=True)
         kept = [(p, r) for p, r in pairs if len(tokenizer.prompt(p, self.template)) + new <= room]
@@ -75,7 +77,9 @@ def from_file(path, kind: str, tokenizer, room: int, limit: int | None = None) -
     questions, rows = Questions(str(path), kind == "chat_template"), open_rows(path)
     for i in range(len(rows) if limit is None else min(limit, len(rows))):
         try:
-            questions.add(FORMATS[kind](rows[i], tokenizer), tokenizer, room)
+            pieces = FORMATS[kind](rows[i], tokenizer)
+            others = rows[i]["answers"]["text"][1:] if kind == "squad_v2" else []
+            questions.add(pieces, tokenizer, room, others)
         except DataError as error:
             raise DataError(f"{path}, row {i}: {error}") from None
     return questions.checked(room)

@@ -42,7 +42,9 @@ def test_a_task_s_questions_are_its_held_out_examples(tokenizer):
     held_out = load_task("header_json").held_out[:20]
     questions = from_task("header_json", tokenizer, ROOM, 20)
     assert questions.examples == encode(tokenizer, held_out, ROOM)
-    assert questions.prompts == [e.prompt for e in held_out] and questions.references == [e.response for e in held_out]
+    assert questions.prompts == [e.prompt for e in held_out] and questions.references == [
+        [e.response] for e in held_out
+    ]
     assert len(from_task("header_json", tokenizer, ROOM).examples) == len(load_task("header_json").held_out)
 
 
@@ -61,12 +63,22 @@ def test_a_file_s_questions(tmp_path, tokenizer, kind):
     """The prompt and the reference are the example in two parts; the targets are the reference and its end."""
     row, end, reference = ROWS[kind]
     questions = from_file(lines(tmp_path / "rows.jsonl", row, row, row), kind, tokenizer, ROOM, limit=2)
-    assert questions.references == [reference] * 2 and questions.prompts[0].endswith(end)
+    assert questions.references == [[reference]] * 2 and questions.prompts[0].endswith(end)
     prompt = tokenizer.prompt(questions.prompts[0], questions.template)
     answer = [*tokenizer.encode(reference), tokenizer.eos_token_id]
     labels = questions.examples[0]["labels"]
     assert questions.examples[0]["input_ids"][: len(prompt)] == prompt
     assert labels[len(prompt) : len(prompt) + len(answer)] == answer and labels[len(prompt) - 1] == IGNORE
+
+
+def test_all_of_squad_s_answers_are_right(tmp_path, tokenizer):
+    context = "Ada Lovelace wrote it in 1843."
+    rows = [
+        {"context": context, "question": "Who?", "answers": {"text": ["Ada Lovelace", "Ada"], "answer_start": [0, 0]}},
+        {"context": context, "question": "Why?", "answers": {"text": [], "answer_start": []}},
+    ]
+    questions = from_file(lines(tmp_path / "rows.jsonl", *rows), "squad_v2", tokenizer, ROOM)
+    assert questions.references == [["Ada Lovelace", "Ada"], ["unanswerable"]]
 
 
 def test_what_is_too_long_is_left_out_and_counted(tmp_path, tokenizer):
@@ -95,11 +107,11 @@ def test_scores_of_answers(embedded):
     """What the model writes is compared with the reference; its own answer is a match, and another one is not."""
     prompts = ["def f(x):\n", "import", "class A:\n"]
     written = [generate(*embedded, prompt, 8) for prompt in prompts]
-    references = [written[0] + "\n ", "nothing of the kind", written[2]]
+    references = [["another", written[0] + "\n "], ["nothing of the kind"], [written[2]]]
     scores = evaluate_answers(*embedded, prompts, references, 8, batch_size=2)
     assert scores["answers"] == written and scores["exact_match"] == 2 / 3
     for name in ("rouge1", "rouge2", "rougeL"):
-        each = [rouge(a, r)[name] for a, r in zip(written, references, strict=True)]
+        each = [rouge(a, rights[-1])[name] for a, rights in zip(written, references, strict=True)]
         assert scores[name] == pytest.approx(sum(each) / 3)
     with pytest.raises(DataError, match="empty"):
         evaluate_answers(*embedded, [], [], 8)
@@ -110,7 +122,7 @@ def test_dropout_is_off_while_answers_are_written(tokenizer):
     for p in model.trainable().values():
         p.data = p.data + 0.05
     expected = generate(model.eval(), tokenizer, "import", 8)
-    assert evaluate_answers(model.train(), tokenizer, ["import"], ["x"], 8)["answers"] == [expected]
+    assert evaluate_answers(model.train(), tokenizer, ["import"], [["x"]], 8)["answers"] == [expected]
     assert model.training
 
 
