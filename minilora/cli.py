@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--target-modules", nargs="+", help="layers with an adapter (default: all linear)")
     memory.add_argument("--dtype", default="float32", help="of weights and activations (default float32, as here)")
     memory.add_argument("--checkpointing", action="store_true", help="keep only the input of each layer")
+    memory.add_argument("--lora-dropout", type=float, default=0.0, help="above 0: with its masks (default 0)")
     memory.add_argument("--svg", metavar="FILE", help="also write the picture")
 
     bench = add("bench", _bench, "measure speed: ratios in one process")
@@ -215,7 +216,7 @@ def _memory(args):
 
     model = memory.named(args.model)
     options = {"batch": args.batch, "seq": args.seq, "r": args.r, "target_modules": args.target_modules or "all-linear",
-               "dtype": args.dtype, "checkpointing": args.checkpointing}  # fmt: skip
+               "dtype": args.dtype, "checkpointing": args.checkpointing, "lora_dropout": args.lora_dropout}  # fmt: skip
     needs = {way: memory.estimate(model, way, **options) for way in args.adapter}
     _say(f"{args.model}, {args.batch} x {args.seq} tokens, {args.dtype}")
     _say("\n".join(memory.table(needs)))

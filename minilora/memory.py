@@ -129,12 +129,13 @@ def _counted(family: type[Module], config: ModelConfig, layers: int) -> Module:
 def estimate(
     model: tuple[type[Module], ModelConfig], adapter: str = "qlora", batch: int = 1, seq: int = 512, r: int = 8,
     target_modules: str | list[str] = "all-linear", dtype: str = "float32", double_quant: bool = True,
-    checkpointing: bool = False,
+    checkpointing: bool = False, lora_dropout: float = 0.0,
 ) -> Memory:  # fmt: skip
     """model: its class and configuration (see BUILT_IN, or load a config.json). adapter: "full", "lora" or "qlora".
 
     dtype: of weights that are not quantized, activations and full fine-tuning's gradients. checkpointing: only the
-    input of each layer is kept, and one layer's activations at a time. Raises ConfigError, UnknownNameError.
+    input of each layer is kept, and one layer's activations at a time. lora_dropout: any but 0 keeps what it dropped,
+    and an input of its own for each adapter. Raises ConfigError, UnknownNameError.
     """
     if adapter not in ("full", "lora", "qlora"):
         raise unknown_name("adapter", adapter, ("full", "lora", "qlora"))
@@ -152,7 +153,7 @@ def estimate(
     trained, gradient_size = (shape.parameters, size) if adapter == "full" else (adapted, 4)
 
     tokens = batch * (seq - 1)  # the last one only is a target
-    one_layer, head = _activations(shape, ranks if adapter != "full" else None, batch, seq - 1)
+    one_layer, head = _activations(shape, ranks if adapter != "full" else None, batch, seq - 1, lora_dropout > 0)
     kept, again = (layers * tokens * config.hidden_size, one_layer) if checkpointing else (layers * one_layer, 0)
     ff, d = config.intermediate_size, config.hidden_size
     scores = 2 * batch * config.num_attention_heads * (seq - 1) ** 2
@@ -176,13 +177,16 @@ def _ranks(family: type[Module], config: ModelConfig, r: int, target_modules) ->
     return {path: r for path in find_targets(one, LoraConfig(r=r, target_modules=target_modules)) if ".0." in path}
 
 
-def _activations(shape: ModelShape, ranks: dict[str, int] | None, batch: int, seq: int) -> tuple[int, int]:
+def _activations(
+    shape: ModelShape, ranks: dict[str, int] | None, batch: int, seq: int, dropout: bool
+) -> tuple[int, int]:
     """Numbers that the tape keeps of one layer, and of the head. ranks: None where all weights are trained."""
     c, tokens = shape.config, batch * seq
     d, ff, queries, keys = c.hidden_size, c.intermediate_size, *_attention_widths(c)
 
     def read_by_trained(*names: str) -> bool:
-        return ranks is None or any(path.endswith(names) for path in ranks)
+        """Whether one of these layers' input is kept as it is. Behind dropout it is each adapter's own."""
+        return ranks is None or (not dropout and any(path.endswith(names) for path in ranks))
 
     kept = 2 * tokens * (d + 1)  # of both norms: the normalised input and its scale
     kept += tokens * (queries + 2 * keys) + batch * c.num_attention_heads * seq * seq  # q, k, v and the probabilities
@@ -193,6 +197,7 @@ def _activations(shape: ModelShape, ranks: dict[str, int] | None, batch: int, se
     kept += tokens * ff * read_by_trained("down_proj", "mlp.c_proj", "dense_4h_to_h")
     kept += tokens * ff * (3 if c.activation == "swiglu" else 2)
     kept += tokens * sum((ranks or {}).values())
+    kept += 2 * tokens * sum(c_in for _, c_in in map(shape.linears.get, ranks or ())) * dropout  # input, and the mask
     head = tokens * (c.vocab_size + d + 1 + d * (ranks is None))  # the loss keeps the probabilities
     return kept, head
 

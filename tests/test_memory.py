@@ -27,12 +27,12 @@ SMALL = {
 }
 
 
-def prepared(family, config, adapter, r=4):
+def prepared(family, config, adapter, r=4, **more):
     model = family(config, seed=0)
     if adapter == "qlora":
         quantize_model(model, "nf4", double_quant=True)
     if adapter != "full":
-        model = ml.get_peft_model(model, ml.LoraConfig(r=r, target_modules="all-linear"))
+        model = ml.get_peft_model(model, ml.LoraConfig(r=r, target_modules="all-linear", **more))
     return model.train()
 
 
@@ -49,6 +49,19 @@ def test_weights_adapters_and_activations_are_what_the_model_and_its_tape_hold(n
     ids = np.random.default_rng(0).integers(0, 300, (4, 65))
     loss = model.loss(ids, ids)
     assert need.activations == pytest.approx(ledger().total, rel=0.1)
+    loss.backward()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_dropout_keeps_its_masks_and_an_input_for_each_adapter(name):
+    family, config = SMALL[name]
+    model = prepared(family, config, "lora", lora_dropout=0.1)
+    need = estimate((family, config), "lora", batch=4, seq=65, r=4, lora_dropout=0.1)
+    gc.collect()
+    ids = np.random.default_rng(0).integers(0, 300, (4, 65))
+    loss = model.loss(ids, ids)
+    assert need.activations == pytest.approx(ledger().total, rel=0.1)
+    assert need.activations > 1.2 * estimate((family, config), "lora", batch=4, seq=65, r=4).activations
     loss.backward()
 
 

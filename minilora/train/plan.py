@@ -30,7 +30,7 @@ def plan(config: RunConfig) -> list[str]:
     need = memory.estimate(
         (type(model), model.config), way, config.micro_batch_size, longest, config.lora_r,
         config.lora_target_modules or "all-linear", double_quant=config.bnb_4bit_use_double_quant,
-        checkpointing=config.gradient_checkpointing,
+        checkpointing=config.gradient_checkpointing, lora_dropout=config.lora_dropout,
     )  # fmt: skip
     return [
         f"model       {config.base_model}: {model.num_parameters():,} parameters; adapter: {config.adapter}",
