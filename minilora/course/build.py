@@ -16,11 +16,11 @@ import sys
 import zipfile
 from pathlib import Path
 
-from minilora.course.source import skeleton, source_notebook
+from minilora.course.source import problems, skeleton, source_notebook
 from minilora.errors import FileFormatError, MiniloraError
 from minilora.files import atomic_write
 
-CONFIG = '''"""nbgrader's settings for this course; yours to change (build does not write over it)."""
+CONFIG = r'''"""nbgrader's settings for this course; yours to change (build does not write over it)."""
 
 c = get_config()  # noqa: F821
 c.CourseDirectory.course_id = "minilora"
@@ -30,20 +30,42 @@ c.Execute.extra_arguments = [
     "--HistoryManager.hist_file=:memory:",
     "--IPKernelApp.exec_lines=import sys; exit = quit = sys.exit",  # exit() ends a cell, not the kernel
 ]
+# For zip_collect: what the learning platform put before the notebook's name, or its folder's name, is the student.
+c.FileNameCollectorPlugin.named_regexp = (
+    r".*[/\\](?P<student_id>[^/\\]+?)[_/\\]+(?P<file_id>hw\d+_\w+?)(?:-\d+)?\.ipynb$"
+)
 '''
-PYTEST = '''"""Run as: pytest {name}_test.py  (the laws of the homework, on the answers in {name}.py)"""
+PYTEST = '''"""Run as: pytest {name}_test.py  (the laws of the homework, on the answers in {name}.py)
+
+Where a course's secret is set, the cases are those of the student in whose folder this runs. The points of each problem
+are properties in the report of --junitxml.
+"""
+
+import os
 
 import {name} as answers
 import pytest
 
 from minilora.course.checks import {name} as checks
+from minilora.course.grade import student_seed
+
+SEED = student_seed() if "MINILORA_COURSE_SECRET" in os.environ else 0
 
 
-@pytest.mark.parametrize("problem", {problems!r})
-def test_{name}(problem):
-    points = getattr(checks, problem).score(getattr(answers, problem))
-    assert points == getattr(checks, problem).points
+@pytest.mark.parametrize("name", {problems!r})
+def test_{name}(name, record_property):
+    problem = getattr(checks, name)
+    points = problem.score(getattr(answers, name), SEED)
+    record_property("points", points)
+    assert points == problem.points
 '''
+README = """Homework {name}: {points:g} points, about {hours}
+
+1. pip install {package}
+2. Open {name}.ipynb in Jupyter and write your answers. Each problem ends in a cell that checks yours.
+   Or, without notebooks, write them in {name}.py, and run: pytest {name}_test.py (pip install pytest)
+3. Hand in {name}.ipynb, or {name}.py where your course asks for it, under this name.
+"""
 MANIFEST, SECRET = ".written.json", ".course-secret"
 
 
@@ -72,12 +94,13 @@ def _release(path: Path, course: Path) -> Path:
     import nbformat
 
     name, folder = path.stem, course / "release" / path.stem
-    files = [folder / f"{name}.ipynb", folder / f"{name}.py", folder / f"{name}_test.py", folder / f"{name}.zip"]
+    files = [folder / file for file in (f"{name}.ipynb", f"{name}.py", f"{name}_test.py", "README.txt", f"{name}.zip")]
     written = json.loads((course / MANIFEST).read_text()) if (course / MANIFEST).exists() else {}
     for file in files:
         if file.exists() and written.get(str(file.relative_to(course))) != _digest(file):
             raise MiniloraError(f"{file} was changed since it was built; move it away, nothing is written over it")
     notebook = source_notebook(path)
+    table = problems(notebook)
     text = nbformat.writes(notebook)
     (course / "source" / name).mkdir(parents=True, exist_ok=True)
     atomic_write(course / "source" / name / f"{name}.ipynb", text + "\n")
@@ -85,12 +108,16 @@ def _release(path: Path, course: Path) -> Path:
     released = nbformat.read(files[0], as_version=4)
     if leaked := [line for line in _solution_lines(text) if line in "\n".join(c.source for c in released.cells)]:
         raise FileFormatError(f"{name}: the student's notebook still has a line of the solution: {leaked[0]!r}")
-    problems = [c.source.split(".")[1] for c in released.cells if c.metadata["nbgrader"]["grade"]]
     atomic_write(files[1], skeleton(released))
-    atomic_write(files[2], PYTEST.format(name=name, problems=problems))
-    with zipfile.ZipFile(files[3], "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in files[:3]:
-            archive.write(file, f"{name}/{file.name}")
+    atomic_write(files[2], PYTEST.format(name=name, problems=list(table)))
+    points, minutes = (sum(column) for column in zip(*table.values(), strict=True))
+    hours = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+    package = "'minilora[simt]'" if "minilora[simt]" in notebook.cells[0].source else "minilora"
+    atomic_write(files[3], README.format(name=name, points=points, hours=hours, package=package))
+    with zipfile.ZipFile(files[4], "w") as archive:  # the same bytes each time: without the files' dates
+        for file in files[:4]:
+            entry = zipfile.ZipInfo(f"{name}/{file.name}")
+            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
     written |= {str(file.relative_to(course)): _digest(file) for file in files}
     atomic_write(course / MANIFEST, json.dumps(written, indent=1) + "\n")
     return folder

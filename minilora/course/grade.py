@@ -14,8 +14,8 @@ from minilora.errors import MiniloraError
 
 
 def student_seed() -> int:
-    """The seed of the hidden part of a check: of the course's secret, and of the student in whose folder
-    (autograded/<student>/<homework>) nbgrader runs the notebook."""
+    """The seed of the hidden part of a check: of the course's secret, and of the student in whose folder nbgrader runs
+    the notebook (autograded/<student>/<homework>), or you run pytest (submitted/<student>/<homework>)."""
     secret, student = os.environ.get("MINILORA_COURSE_SECRET", ""), Path.cwd().parent.name
     return int.from_bytes(hashlib.sha256(f"{secret}/{student}".encode()).digest()[:4], "big")
 

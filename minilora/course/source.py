@@ -1,6 +1,7 @@
 """A homework's one source, a script in percent format, and the notebooks that are made of it.
 
     source_notebook(path)        # with solutions and hidden seeds, as nbgrader's source/ wants it
+    problems(notebook)           # name -> points and expected minutes
     skeleton(release)            # of a released notebook, its answers' part as a Python file, for plain pytest
 
 In a cell's marker stand the nbgrader fields that matter, what is left out is filled in here:
@@ -9,12 +10,15 @@ In a cell's marker stand the nbgrader fields that matter, what is left out is fi
     # %% nbgrader={"grade_id": "divide", "solution": true}                    an answer
     # %% nbgrader={"grade_id": "divide-check", "grade": true, "points": 3}    its check
 
+The first cell has a table of the problems, a row each: | name | points | minutes min |
+
 The answer stands between ### BEGIN SOLUTION and ### END SOLUTION, which the student's version lacks.
 
 A check's cell gets a hidden part that is there only when it is graded: it takes the checks from their file again, in
 case the student's program has changed them, and a seed that depends on the student.
 """
 
+import re
 from pathlib import Path
 
 from minilora.errors import FileFormatError
@@ -53,6 +57,22 @@ def source_notebook(path: Path):
             cell.source = HIDDEN.format(name=path.stem) + cell.source
     notebook.metadata.pop("jupytext", None)
     return notebook
+
+
+def problems(notebook) -> dict[str, tuple[float, int]]:
+    """name -> points and expected minutes, as students read it in the first cell's table. Raises FileFormatError where
+    the table is not about the problems that are checked, in their order and with their points."""
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| (\d+) min \|$", notebook.cells[0].source, re.MULTILINE)
+    table = {name: (float(points), int(minutes)) for name, points, minutes in rows}
+    checked = {
+        name: float(cell.metadata["nbgrader"]["points"])
+        for cell in notebook.cells
+        for name in re.findall(r"^checks\.(\w+)\.score\(", cell.source, re.MULTILINE)
+    }
+    listed = {name: points for name, (points, _) in table.items()}
+    if not checked or list(listed.items()) != list(checked.items()):
+        raise FileFormatError(f"the first cell's table has the points {listed}, the checks have {checked}")
+    return table
 
 
 def skeleton(notebook) -> str:
