@@ -115,13 +115,14 @@ class Tensor:
         if requires_grad:
             self.requires_grad = True
 
-    shape = property(lambda self: self.data.shape)
-    dtype = property(lambda self: self.data.dtype)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
+    shape = property(lambda self: self.data.shape, doc="The array's.")
+    dtype = property(lambda self: self.data.dtype, doc="The array's.")
+    ndim = property(lambda self: self.data.ndim, doc="The array's.")
+    size = property(lambda self: self.data.size, doc="The array's.")
 
     @property
     def requires_grad(self) -> bool:
+        """Whether backward reaches this tensor. Set on leaves only, of a float dtype; else GraphError."""
         return self.node is not None
 
     @requires_grad.setter
@@ -179,6 +180,7 @@ class Tensor:
         _backward(self.node, gradient)
 
     def item(self):
+        """The value of a tensor of one element, as a Python number."""
         return self.data.item()
 
     def __array__(self, dtype=None, copy=None):

@@ -83,6 +83,7 @@ class LoraConfig:
         return self.scale(self.r, self.lora_alpha)
 
     def scale(self, r: int, alpha: float) -> float:
+        """alpha / r, or alpha / √r with use_rslora: what B A is multiplied by."""
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
     @property

@@ -40,6 +40,7 @@ class LoraMergedLinear(LoraLinear):
         super().add_adapter(name, config, rng, path, init)
 
     def create(self, name: str, r: int):
+        """Zeros in the place of adapter `name`: an A and a B for each enabled part."""
         if name not in self.enable_lora:
             return super().create(name, r)
         parts = self.enabled_rows(name)
@@ -47,6 +48,7 @@ class LoraMergedLinear(LoraLinear):
         self.lora_B[name] = _linear(self.base_layer.xp.zeros((sum(map(len, parts)), r), self.dtype))
 
     def enabled_rows(self, name: str) -> list[np.ndarray]:
+        """The output rows of each part that gets an update."""
         return [rows for rows, on in zip(self.rows, self.enable_lora[name], strict=True) if on]
 
     def B(self, name: str) -> Tensor:
@@ -67,6 +69,7 @@ class LoraMergedLinear(LoraLinear):
         return ops.embedding(ops.concatenate(bands), order)
 
     def forget(self, name: str):
+        """Drop all that is kept of an adapter."""
         self.enable_lora.pop(name, None)
         super().forget(name)
 

@@ -42,6 +42,7 @@ class LoraLayer(AdapterHolder):
         return self.shape_of(self.base_layer)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The base's output and each active adapter's update, W₀ x + (α/r) B A x; row by row inside by_rows."""
         if not self.enabled:
             return self.run(x, [])
         if self.adapter_names is not None:
@@ -99,6 +100,7 @@ class LoraLayer(AdapterHolder):
             self.lora_magnitude_vector[name] = Parameter(dora.norms(self, name))
 
     def delete_adapter(self, name: str):
+        """Forget an adapter's factors; what was merged is taken out of the base first."""
         if name in self.taken:
             self.base_layer = self.merged([])
         self.forget(name)
@@ -111,24 +113,30 @@ class LoraLinear(LoraLayer):
     FILE_NAMES = ("lora_A.weight", "lora_B.weight")
 
     def create(self, name: str, r: int):
+        """Zeros in the place of adapter `name`: A, and B of rank r."""
         d_out, d_in = self.shape
         self.lora_A[name] = _linear(self.base_layer.xp.zeros((r, d_in), self.dtype))
         self.lora_B[name] = _linear(self.base_layer.xp.zeros((d_out, r), self.dtype))
 
     def A(self, name: str) -> Tensor:
-        return self.lora_A[name].weight  # (r, d_in)
+        """Of an adapter: (r, d_in)."""
+        return self.lora_A[name].weight
 
     def B(self, name: str) -> Tensor:
-        return self.lora_B[name].weight  # (d_out, r)
+        """Of an adapter: (d_out, r)."""
+        return self.lora_B[name].weight
 
     def down(self, A: Tensor, x: Tensor) -> Tensor:
+        """A x, (..., r)."""
         return ops.linear(x, A)  # (..., r)
 
     def drop(self, name: str, x: Tensor) -> Tensor:
+        """x behind the adapter's dropout, in training."""
         return ops.dropout(x, self.dropout[name], self.rng) if self.training and self.dropout[name] else x
 
     @staticmethod
     def shape_of(base_layer: Module) -> tuple[int, int]:
+        """(d_out, d_in) of a layer that could get an adapter."""
         return base_layer.shape
 
     @property
@@ -164,34 +172,43 @@ class LoraEmbedding(LoraLayer):
     FILE_NAMES = ("lora_embedding_A", "lora_embedding_B")
 
     def create(self, name: str, r: int):
+        """Zeros in the place of adapter `name`: A, and B of rank r."""
         d, rows = self.shape
         self.lora_embedding_A[name] = Parameter(self.base_layer.xp.zeros((r, rows), self.dtype))
         self.lora_embedding_B[name] = Parameter(self.base_layer.xp.zeros((d, r), self.dtype))
 
     def A(self, name: str) -> Tensor:
+        """Of an adapter: (r, rows)."""
         return self.lora_embedding_A[name]
 
     def B(self, name: str) -> Tensor:
+        """Of an adapter: (d, r)."""
         return self.lora_embedding_B[name]
 
     def down(self, A: Tensor, ids: np.ndarray) -> Tensor:
+        """The columns of A at these ids, (..., r)."""
         return ops.embedding(A.T, ids)  # (*ids.shape, r)
 
     def drop(self, name: str, ids: np.ndarray) -> np.ndarray:
+        """The ids as they are: there is nothing to drop of a number."""
         return ids  # numbers: nothing to drop, as in PEFT
 
     @staticmethod
     def shape_of(base_layer: Module) -> tuple[int, int]:
+        """(d, rows), the transpose of the table's."""
         return base_layer.weight.shape[::-1]
 
     @property
     def dtype(self) -> np.dtype:
+        """Of A and B: float32, and float64 beside a float64 table."""
         return np.promote_types(self.base_layer.weight.dtype, np.float32)
 
     def weight(self) -> np.ndarray:
+        """The table's transpose, (d, rows)."""
         return self.base_layer.weight.data.T
 
     def plain(self, weight: np.ndarray) -> Module:
+        """The embedding with another table, given as (d, rows)."""
         layer = copy.copy(self.base_layer)
         layer.weight = _frozen(weight.T)
         return layer

@@ -54,6 +54,7 @@ class PeftModel(Module):
         return getattr(self.get_base_model(), name)
 
     def get_base_model(self) -> Module:
+        """The model that the adapters are in, its layers still with them."""
         return self.base_model.model
 
     def forward(self, *args, adapter_names: list[str] | None = None, **kwargs):
@@ -79,6 +80,7 @@ class PeftModel(Module):
         return sum(p.size for p in self.trainable().values()), self.num_parameters()
 
     def print_trainable_parameters(self):
+        """One line: how many parameters are trained, of how many, in per cent."""
         trainable, total = self.trainable_parameters()
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
@@ -118,6 +120,7 @@ class PeftModel(Module):
 
     @property
     def active_adapter(self) -> str | list[str]:
+        """The name of the active adapter; a list where several are added up."""
         return self.active_adapters[0] if len(self.active_adapters) == 1 else self.active_adapters
 
     def delete_adapter(self, adapter_name: str):

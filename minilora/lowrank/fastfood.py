@@ -83,6 +83,7 @@ class Projection:
 
     @property
     def T(self) -> "Transposed":
+        """The transpose: P.T @ g, for the gradient."""
         return Transposed(self)
 
     @property

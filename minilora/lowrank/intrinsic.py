@@ -79,6 +79,7 @@ class Subspace(Module):
         return self._at_theta(value) if callable(value) else value
 
     def forward(self, *args, **kwargs):
+        """The model's, at θ0 + P θ_d."""
         return self._at_theta(self.base_model)(*args, **kwargs)
 
     def theta(self) -> list[Tensor]:
@@ -149,6 +150,7 @@ class GroupSums(Module):
         self.weight, self.goal = Parameter(np.zeros((k, D // k), np.float32)), np.arange(1, k + 1, dtype=np.float32)
 
     def loss(self) -> Tensor:
+        """½ Σ (s_i - i)², a scalar."""
         error = self.weight.sum(axis=1) - self.goal
         return (error * error).sum() * 0.5
 

@@ -81,6 +81,8 @@ class Model(Module):
 
 
 class Bloom(LanguageModel):
+    """BLOOM: ALiBi in place of positions, fused q, k and v. Input and output: LanguageModel."""
+
     shown_as = "BloomForCausalLM"
 
     def __init__(self, config: ModelConfig, seed: int | None = 0):

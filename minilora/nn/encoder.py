@@ -146,6 +146,8 @@ class Pooler(Module):
 
 
 class BertModel(Module):
+    """BERT's encoder, without a head: hidden states of whole texts."""
+
     def __init__(self, config: EncoderConfig, seed: int | None = 0):
         """Weights drawn with `seed`; all zero when it is None (to be loaded)."""
         rng, noise = None if seed is None else np.random.default_rng(seed), dropout_rng(seed)
@@ -178,6 +180,7 @@ class BertModel(Module):
         return self.encoder(x, None if mask.all() else mask)  # (B, T, d)
 
     def loss(self, *args, **kwargs):
+        """Raises ConfigError: an encoder has no loss of its own."""
         raise ConfigError(
             "a BERT encoder predicts no next token: it cannot be trained as a language model, nor generate; its hidden "
             "states and minilora.models.embed are what it gives"

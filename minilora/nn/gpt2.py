@@ -82,6 +82,8 @@ class Model(Module):
 
 
 class GPT2(LanguageModel):
+    """GPT-2: learned positions, LayerNorm before each part, Conv1D layers. Input and output: LanguageModel."""
+
     shown_as = "GPT2LMHeadModel"
     linear = Conv1D
 
@@ -101,5 +103,7 @@ class GPT2(LanguageModel):
 
 
 class GPTBigCode(GPT2):
+    """StarCoder's GPT-2, with one key and value head for all queries (arXiv:1911.02150)."""
+
     shown_as = "GPTBigCodeForCausalLM"
     linear = staticmethod(partial(Linear, bias=True))

@@ -65,6 +65,7 @@ class ModelConfig:
             )
 
     def check(self, name: str, valid):
+        """Raises ConfigError where a field is not one of the valid values."""
         if getattr(self, name) not in valid:
             raise ConfigError(f"{name} is one of {', '.join(map(str, valid))}, not {getattr(self, name)!r}")
 
@@ -105,6 +106,8 @@ def output_head(config: ModelConfig, embedding: Embedding, rng) -> Linear:
 
 
 class LanguageModel(Module):
+    """What decoders share: the loss on targets, a key/value cache, checkpointing. A family adds decode and head."""
+
     config: ModelConfig
 
     def decode(self, ids: np.ndarray, context: Context) -> Tensor:
@@ -173,6 +176,7 @@ class LanguageModel(Module):
         return ops.cross_entropy(logits, targets, reduction=reduction)
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
+        """Room for the keys and values of `batch` sequences of at most max_length tokens."""
         c = self.config
         return KVCache(c.num_hidden_layers, batch, c.num_key_value_heads, max_length, c.head_dim, self.xp)
 

@@ -40,6 +40,8 @@ def _norm_size(norm) -> str:
 
 
 class Linear(Module):
+    """y = x Wᵀ + b, W (d_out, d_in), b (d_out,) or None."""
+
     def __init__(self, d_in: int, d_out: int, bias: bool = False, rng: np.random.Generator | None = None, std=None):
         """Normal initial weights of standard deviation std (1/√d_in unless given), or zeros without an rng."""
         weight = _zeros(d_out, d_in)
@@ -50,12 +52,14 @@ class Linear(Module):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
         return self.weight.shape
 
     def extra_repr(self) -> str:
         return _sizes(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., d_in) -> (..., d_out)."""
         return ops.linear(x, self.weight, self.bias)
 
 
@@ -74,6 +78,7 @@ class Conv1D(Module):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(d_out, d_in), the transpose of the weight's."""
         d_in, d_out = self.weight.shape
         return d_out, d_in
 
@@ -81,6 +86,7 @@ class Conv1D(Module):
         return _sizes(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., d_in) -> (..., d_out)."""
         return ops.linear(x, self.weight.T, self.bias)
 
 
@@ -92,11 +98,13 @@ class QuantizedLinear(Module):
 
     @classmethod
     def from_linear(cls, layer: Linear | Conv1D, code="nf4", blocksize=64, double_quant=True) -> "QuantizedLinear":
+        """Quantize a layer's weight, as (d_out, d_in); its bias is shared. Raises QuantizationError."""
         weight = layer.weight.data.T if isinstance(layer, Conv1D) else layer.weight.data  # (d_out, d_in)
         return cls(quantize(weight, code, blocksize, double_quant), layer.bias)
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
         return self.quantized_weight.shape
 
     def extra_repr(self) -> str:
@@ -104,10 +112,13 @@ class QuantizedLinear(Module):
         return f"{_sizes(self)}, {q.code}, blocksize={q.blocksize}, double_quant={bool(q.double_quant)}"
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., d_in) -> (..., d_out), by the dequantized weight (ops.linear_4bit)."""
         return ops.linear_4bit(x, self.quantized_weight, self.bias)
 
 
 class Embedding(Module):
+    """A table of rows, weight (rows, d), looked up by number."""
+
     def __init__(self, rows: int, d: int, rng: np.random.Generator | None = None, std: float = 0.02):
         weight = _zeros(rows, d)
         self.weight = Parameter(weight if rng is None else rng.standard_normal((rows, d), np.float32) * np.float32(std))
@@ -116,10 +127,13 @@ class Embedding(Module):
         return ", ".join(map(str, self.weight.shape))
 
     def forward(self, ids: np.ndarray) -> Tensor:
+        """Integers of any shape -> (*ids.shape, d)."""
         return ops.embedding(self.weight, ids)
 
 
 class RMSNorm(Module):
+    """Rows divided by their root mean square, times weight (d,) (ops.rms_norm)."""
+
     def __init__(self, d: int, eps: float):
         self.weight, self.eps = Parameter(np.ones(d, np.float32)), eps
 
@@ -127,10 +141,13 @@ class RMSNorm(Module):
         return _norm_size(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., d) -> (..., d)."""
         return ops.rms_norm(x, self.weight, eps=self.eps)
 
 
 class LayerNorm(Module):
+    """Rows of mean 0 and variance 1, times weight (d,), plus bias (d,) (ops.layer_norm)."""
+
     def __init__(self, d: int, eps: float):
         self.weight, self.bias = Parameter(np.ones(d, np.float32)), Parameter(np.zeros(d, np.float32))
         self.eps = eps
@@ -139,6 +156,7 @@ class LayerNorm(Module):
         return _norm_size(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., d) -> (..., d)."""
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
@@ -188,6 +206,7 @@ class Sequential(Module):
         return sum(1 for _ in self.children())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Each module's result goes into the next."""
         for _, module in self.children():
             x = module(x)
         return x

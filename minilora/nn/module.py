@@ -35,6 +35,8 @@ class Parameter(Tensor):
 
 
 class Module:
+    """A part of a model: parameters and further modules as attributes, and forward, which calling it runs."""
+
     training = False
     checkpointed = False  # whether backward computes this module again, instead of keeping what it needs
     shown_as: str | None = None  # the class in the printed tree, where it is not its name
@@ -59,6 +61,7 @@ class Module:
         return repr_svg(self)
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
+        """(name, module) of the modules that are attributes, or in a list that is one."""
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
@@ -66,6 +69,7 @@ class Module:
                 yield from ((f"{name}.{i}", m) for i, m in enumerate(value) if isinstance(m, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """(path, module) of this module, whose path is the prefix, and of all in it."""
         yield prefix, self
         for name, child in self.children():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
@@ -85,12 +89,15 @@ class Module:
         return list({id(v): v for v in found if isinstance(v, np.random.Generator)}.values())
 
     def parameters(self) -> list[Parameter]:
+        """All parameters, a shared one once."""
         return [p for _, p in self.named_parameters()]
 
     def trainable(self) -> dict[str, Parameter]:
+        """Name -> parameter, of those that require a gradient."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def get_submodule(self, path: str) -> "Module":
+        """The module of a path. Raises KeyError."""
         return dict(self.named_modules())[path]
 
     def set_submodule(self, path: str, module: "Module"):
@@ -142,16 +149,19 @@ class Module:
             p.data = like(np.array(to_numpy(arrays[name]), p.dtype), p.data)
 
     def requires_grad_(self, wanted: bool) -> "Module":
+        """Freeze (False) or train (True) all parameters. In place; returns the module."""
         for p in self.parameters():
             p.requires_grad = wanted
         return self
 
     def train(self, mode: bool = True) -> "Module":
+        """Turn on what is done in training alone, such as dropout; returns the module."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
     def eval(self) -> "Module":
+        """The opposite of train()."""
         return self.train(False)
 
     def num_parameters(self) -> int:

@@ -123,6 +123,8 @@ class EncoderDecoder(Module):
 
 
 class Seq2Seq(Module):
+    """The encoder and decoder of 2017, with their embeddings and head."""
+
     def __init__(self, config: Seq2SeqConfig, seed: int | None = 0):
         """Weights drawn with `seed`; all zero when it is None (to be loaded)."""
         rng = None if seed is None else np.random.default_rng(seed)

@@ -107,6 +107,8 @@ class Decoder(Module):
 
 
 class CausalLM(LanguageModel):
+    """A decoder as TransformerConfig has it; by default LLaMA (arXiv:2302.13971). Input and output: LanguageModel."""
+
     def __init__(self, config: TransformerConfig, seed: int | None = 0):
         """Weights drawn with `seed`; all zero when it is None (to be loaded)."""
         rng = None if seed is None else np.random.default_rng(seed)

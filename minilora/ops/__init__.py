@@ -44,9 +44,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _variadic(op):
-    """x.reshape(2, 3) as well as x.reshape((2, 3))."""
-    return lambda x, *shape: op(x, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+def _reshape(x, *shape):
+    """The same entries in another shape: x.reshape(2, 3) as well as x.reshape((2, 3))."""
+    return reshape(x, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+
+def _transpose(x, *axes):
+    """Axes reordered, as NumPy's transpose takes them; reversed without."""
+    return transpose(x, axes or None)
 
 
 Tensor.__add__ = Tensor.__radd__ = add
@@ -57,7 +62,6 @@ Tensor.__matmul__, Tensor.__rmatmul__ = matmul, lambda a, b: matmul(b, a)
 Tensor.__neg__, Tensor.__pow__, Tensor.__getitem__ = negative, power, getitem
 Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh, Tensor.relu = exp, log, sqrt, tanh, relu
 Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
-Tensor.reshape = _variadic(reshape)
-Tensor.transpose = lambda x, *axes: transpose(x, axes or None)
+Tensor.reshape, Tensor.transpose = _reshape, _transpose
 Tensor.T = property(transpose)
 Tensor.astype = astype

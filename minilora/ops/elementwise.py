@@ -13,26 +13,31 @@ from minilora.backend import array_namespace, special_functions
 
 @primitive
 def add(a, b):
+    """a + b."""
     return a + b, (lambda g: g, lambda g: g)
 
 
 @primitive
 def subtract(a, b):
+    """a - b."""
     return a - b, (lambda g: g, lambda g: -g)
 
 
 @primitive
 def multiply(a, b):
+    """a · b, entry by entry."""
     return a * b, (lambda g: g * b, lambda g: g * a)
 
 
 @primitive
 def divide(a, b):
+    """a / b."""
     return a / b, (lambda g: g / b, lambda g: -g * a / (b * b))
 
 
 @primitive
 def negative(a):
+    """-a."""
     return -a, (lambda g: -g,)
 
 
@@ -44,23 +49,27 @@ def power(a, exponent: float):
 
 @primitive
 def exp(a):
+    """eᵃ."""
     y = np.exp(a)
     return y, (lambda g: g * y,)
 
 
 @primitive
 def log(a):
+    """The natural logarithm; of 0 or less as NumPy has it."""
     return np.log(a), (lambda g: g / a,)
 
 
 @primitive
 def sqrt(a):
+    """√a."""
     y = np.sqrt(a)
     return y, (lambda g: g / (2 * y),)
 
 
 @primitive
 def tanh(a):
+    """tanh a."""
     y = np.tanh(a)
     return y, (lambda g: g * (1 - y * y),)
 
@@ -75,6 +84,7 @@ def _sigmoid(a):
 
 @primitive
 def sigmoid(a):
+    """1 / (1 + e⁻ᵃ), without overflow."""
     y = _sigmoid(a)
     return y, (lambda g: g * y * (1 - y),)
 
@@ -102,6 +112,7 @@ def where(condition, a, b):
 
 @primitive
 def astype(a, dtype):
+    """a in another dtype; the gradient comes back in a's."""
     return a.astype(dtype), (lambda g: g, None)
 
 

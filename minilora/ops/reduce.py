@@ -15,6 +15,7 @@ def _spread(g, shape, axis, keepdims):
 
 @primitive
 def sum(x, axis=None, keepdims=False):
+    """The sum over axis (all axes without one)."""
     shape = x.shape
     return array_namespace(x).asarray(x.sum(axis, keepdims=keepdims)), (lambda g: _spread(g, shape, axis, keepdims),)
 

@@ -8,6 +8,7 @@ from minilora.backend import array_namespace
 
 @primitive
 def reshape(x, shape):
+    """The same entries in another shape; one size may be -1."""
     before = x.shape
     return x.reshape(shape), (lambda g: g.reshape(before), None)
 
@@ -21,6 +22,7 @@ def transpose(x, axes=None):
 
 @primitive
 def broadcast_to(x, shape):
+    """Repeated along new axes and those of size 1; the engine sums the gradient over them."""
     return np.broadcast_to(x, shape), (lambda g: g, None)  # the engine sums it back
 
 

@@ -45,6 +45,7 @@ class QuantizedArray:
 
     @property
     def size(self) -> int:
+        """How many entries."""
         return math.prod(self.shape)
 
     @property
@@ -55,10 +56,12 @@ class QuantizedArray:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the codes and of all constants."""
         return sum(a.nbytes for a in self.arrays.values())
 
     @property
     def bits_per_weight(self) -> float:
+        """Bits of storage an entry, constants included."""
         return 8 * self.nbytes / self.size
 
     def scales(self) -> np.ndarray:

@@ -127,6 +127,7 @@ class Counters:
     # The machine calls these
 
     def issue(self, index: int, lanes: int, warps: int):
+        """Count one instruction, executed once by so many lanes of so many warps."""
         count = self._count(index)
         count.lanes += lanes
         count.warps += warps

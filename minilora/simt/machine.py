@@ -210,9 +210,11 @@ class Machine:
     # Words
 
     def who(self, lane: int) -> str:
+        """Words for the thread in a lane."""
         return self.threads.who(self.threads.number[lane])
 
     def line_of(self, pc: int) -> str:
+        """Words for the line of source of an instruction, if -lineinfo gave one."""
         line = self.kernel.instructions[pc].line
         return f" (line {line})" if line else ""
 

@@ -35,6 +35,7 @@ class Buffer:
 
     @property
     def bytes(self) -> np.ndarray:
+        """The array's memory, uint8, flat."""
         return self.array.reshape(-1).view(np.uint8)
 
 

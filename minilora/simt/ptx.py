@@ -102,6 +102,7 @@ class Program:
     target: str
 
     def kernel(self, name: str) -> Kernel:
+        """The kernel of that name. Raises UnknownNameError."""
         if name not in self.kernels:
             raise unknown_name("kernel", name, self.kernels)
         return self.kernels[name]

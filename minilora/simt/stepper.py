@@ -80,6 +80,7 @@ class Stepper:
 
     @property
     def finished(self) -> bool:
+        """Whether every thread has ended."""
         return self.machine.finished
 
     def next_instruction(self) -> Step | None:

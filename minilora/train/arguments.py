@@ -110,6 +110,7 @@ class TrainingArguments:
 
     @property
     def precision(self) -> str:
+        """The type that is computed in: "float32", or "bfloat16" or "float16", simulated."""
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
 
     def curve(self) -> dict:

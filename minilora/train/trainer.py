@@ -50,6 +50,8 @@ class TrainOutput:
 
 
 class Trainer:
+    """The training loop: gradients of micro-batches, an update, its line in the log, evaluations, snapshots."""
+
     def __init__(
         self,
         model,
