@@ -15,6 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS))
 import house  # noqa: E402
 import paper_index  # noqa: E402
+import picture  # noqa: E402
 
 PUBLIC = ("minilora", "autograd", "ops", "nn", "quant", "lora", "lowrank", "simt")
 
@@ -78,3 +79,7 @@ def test_every_part_imports_only_from_floors_below():
     upward = [(part, name) for part, names in found.items() if part not in outside
               for name in names if name in floor and floor[name] >= floor[part]]  # fmt: skip
     assert upward == []
+
+
+def test_the_readme_s_picture_is_what_the_code_draws():
+    assert (DOCS / "nf4.svg").read_text(encoding="utf-8").strip() == picture.picture()
