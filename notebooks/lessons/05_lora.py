@@ -10,6 +10,7 @@
 import numpy as np
 
 import minilora as ml
+from minilora.nn import CausalLM, TransformerConfig
 from minilora.viz.factors import low_rank
 from minilora.viz.intervals import curves
 
@@ -147,10 +148,13 @@ checks.merged_weight.check(merged_weight)
 # %% [markdown]
 # ## The library's layer is the same layer
 #
-# minilora's own small base model, with adapters on two of its matrices. Hugging Face's PEFT has the same names.
+# A LLaMA in small, of the size of minilora's own base model (its weights are random here: shapes and sums do not depend
+# on what a model knows), with adapters on two of its matrices. Hugging Face's PEFT has the same names.
 
 # %%
-model, tokenizer = ml.load_model("embedded")
+small_llama = TransformerConfig(1024, 128, 352, num_hidden_layers=4, num_attention_heads=4)
+
+model = CausalLM(small_llama, seed=0)
 before = model(np.array([[5, 6, 7]])).data
 model = ml.get_peft_model(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
 model.print_trainable_parameters()
@@ -174,7 +178,7 @@ assert np.allclose(layer(ml.Tensor(X)).data, by_hand, atol=1e-3)
 ids = np.arange(128)[None] % 1000
 rows = []
 for name in ("full fine-tuning", "LoRA"):
-    model, _ = ml.load_model("embedded")
+    model = CausalLM(small_llama, seed=0)
     if name == "LoRA":
         model = ml.get_peft_model(model, ml.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
     loss = model.loss(ids, ids)
