@@ -226,8 +226,11 @@ def table(needs: dict[str, Memory]) -> list[str]:
 
 
 def picture(needs: dict[str, Memory], title: str) -> str:
-    """The parts of each peak as bars, SVG."""
-    parts = ("weights", "adapters", "gradients", "optimizer", "activations", "input_gradients", "kept_copy")
-    return memory_bars(
-        {name: {part.replace("_", " "): getattr(n, part) for part in parts} for name, n in needs.items()}, title
-    )
+    """Two bars for each way: what there is when backward begins, and in the update. The longer one is the peak."""
+    rows = {}
+    for way, n in needs.items():
+        always = {"weights": n.weights, "adapters": n.adapters, "optimizer": n.optimizer}
+        flowing = {"activations": n.activations, "input gradients": n.input_gradients}
+        rows[f"{way}: backward"] = always | {"copies to return to": n.kept_copy} | flowing
+        rows[f"{way}: update"] = always | {"copies to return to": 2 * n.kept_copy} | {"gradients": n.gradients}
+    return memory_bars(rows, title)

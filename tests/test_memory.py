@@ -18,6 +18,7 @@ from minilora.nn.bloom import Bloom
 from minilora.nn.gpt2 import GPT2, GPTBigCode
 from minilora.nn.language_model import ModelConfig
 from minilora.nn.transformer import CausalLM, TransformerConfig
+from minilora.viz.charts import megabytes
 
 SMALL = {
     "llama": (CausalLM, TransformerConfig(300, 64, 160, 3, 4, num_key_value_heads=2)),
@@ -122,4 +123,7 @@ def test_table_and_picture():
     needs = {way: estimate(BUILT_IN["llama-7b"], way, dtype="bfloat16") for way in ("full", "lora", "qlora")}
     lines = memory.table(needs)
     assert lines[-1].split()[-1] == "GB" and "none" in lines[-1] and "peak" in lines[-2]
-    assert memory.picture(needs, "t").count("<rect") > 10
+    drawn = memory.picture(needs, "t")
+    assert drawn.count("<rect") > 10
+    for need in needs.values():  # the longer of a way's two bars is the peak
+        assert megabytes(need.peak) in drawn

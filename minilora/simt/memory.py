@@ -23,15 +23,16 @@ FREE = 0xFF  # what memory holds before it is written: NaN in every float type
 class Buffer:
     """An array of global memory: copied in before a launch, written back after it.
 
-    array: C-contiguous, of any dtype. read_only: a write is an error, as of const T*. initialized=False: what the host
-    has there is meaningless, reading it before it was written is an error. offset: bytes by which its start misses the
-    alignment of an allocation, as that of a slice does.
+    array: C-contiguous, of any dtype. read_only: a write is an error, as of const T*; so it is where NumPy has the array
+    read-only. initialized=False: what the host has there is meaningless, reading it before it was written is an error.
+    offset: bytes by which its start misses the alignment of an allocation, as that of a slice does.
     """
 
     def __init__(self, array: np.ndarray, read_only: bool = False, initialized: bool = True, offset: int = 0):
         if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
             raise SimulationError("a Buffer holds a C-contiguous NumPy array; call np.ascontiguousarray first")
-        self.array, self.read_only, self.initialized, self.offset = array, read_only, initialized, offset
+        self.array, self.initialized, self.offset = array, initialized, offset
+        self.read_only = read_only or not array.flags.writeable
 
     @property
     def bytes(self) -> np.ndarray:

@@ -15,6 +15,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 44, 30, 16
 INK, FAINT, BLUE, ORANGE = "var(--ink,#222)", "var(--faint,#ddd)", "var(--blue,#2b6cb0)", "var(--orange,#c05621)"
 GROUND = "var(--ground,#fff)"  # of a box that hides the lines behind it
 SHADES = BLUE, ORANGE, "var(--green,#2f855a)", "var(--violet,#6b46c1)", "var(--grey,#718096)"
+PARTS = *SHADES, "var(--teal,#319795)", "var(--pink,#d53f8c)"  # of bars with more parts
 _LIGHT = (
     "--ground:#fff;--ink:#1a202c;--faint:#e2e8f0;--blue:#2b6cb0;--orange:#c05621;--green:#2f855a;--violet:#6b46c1;"
     "--grey:#718096"
@@ -166,7 +167,7 @@ def memory_bars(rows: dict[str, dict[str, float]], title: str = "Memory") -> str
             if not 0 <= size < float("inf"):
                 raise DataError(f"memory_bars: {row!r}, {name!r} has {size} bytes; give a finite number >= 0")
     largest = max((sum(parts.values()) for parts in rows.values()), default=0) or 1
-    colours = {name: SHADES[i % len(SHADES)] for i, name in enumerate(names)}
+    colours = {name: PARTS[i % len(PARTS)] for i, name in enumerate(names)}
     left, right, out = 110, 90, []
     for i, (row, parts) in enumerate(rows.items()):
         x, y = float(left), 14 + 34 * i

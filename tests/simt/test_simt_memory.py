@@ -182,6 +182,9 @@ def test_read_only(cuda, name):
     assert x.tolist() == [0, 0, 7, 0]
     with pytest.raises(SimulationError, match=r"to read-only memory: argument 0\[2\]"):
         simt.launch(cuda(SOURCE), name, 1, 1, [simt.Buffer(x, read_only=True), np.int64(2)])
+    x.flags.writeable = False
+    with pytest.raises(SimulationError, match="to read-only memory"):
+        simt.launch(cuda(SOURCE), name, 1, 1, [simt.Buffer(x), np.int64(2)])
     assert x.tolist() == [0, 0, 7, 0]
 
 
