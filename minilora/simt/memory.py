@@ -23,8 +23,8 @@ FREE = 0xFF  # what memory holds before it is written: NaN in every float type
 class Buffer:
     """An array of global memory: copied in before a launch, written back after it.
 
-    array: C-contiguous, of any dtype. read_only: a write is an error, as of const T*; so it is where NumPy has the array
-    read-only. initialized=False: what the host has there is meaningless, reading it before it was written is an error.
+    array: C-contiguous, of any dtype. read_only: a write is an error, as of const T*; always so where the array is not
+    writeable. initialized=False: what the host has there is meaningless, reading it before it was written is an error.
     offset: bytes by which its start misses the alignment of an allocation, as that of a slice does.
     """
 
