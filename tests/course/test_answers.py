@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from minilora import simt
+
 HOMEWORK = sorted(p.stem for p in (Path(__file__).parents[2] / "notebooks/homework").glob("hw*.py"))
 ANSWERS = {name: importlib.import_module(f"course.answers.{name}") for name in HOMEWORK}
 CHECKS = {name: importlib.import_module(f"minilora.course.checks.{name}") for name in HOMEWORK}
@@ -20,8 +22,18 @@ def solutions(name: str) -> dict:
     return SOLVED[name]
 
 
+def marks(name: str) -> list:
+    """Kernels are compiled and simulated."""
+    missing = pytest.mark.skipif(not simt.available(), reason="NVRTC is missing: pip install 'minilora[simt]'")
+    return [pytest.mark.slow, missing] if name == "hw5_kernels" else []
+
+
 def cases(kind: str):
-    return [pytest.param(n, a, id=f"{n}-{a.cell}-{a.words}") for n, m in ANSWERS.items() for a in getattr(m, kind)]
+    return [
+        pytest.param(name, answer, id=f"{name}-{answer.cell}-{answer.words}", marks=marks(name))
+        for name, module in ANSWERS.items()
+        for answer in getattr(module, kind)
+    ]
 
 
 def score(name, answer) -> tuple[float, float]:
@@ -44,7 +56,7 @@ def test_another_right_answer_has_all_points(name, answer):
     assert points == full
 
 
-@pytest.mark.parametrize("name", HOMEWORK)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in HOMEWORK])
 def test_there_are_enough_of_both_and_solutions_hold_for_other_seeds(name):
     assert len(ANSWERS[name].WRONG) >= 8 and len(ANSWERS[name].RIGHT) >= 4
     source = (Path(__file__).parents[2] / f"notebooks/homework/{name}.py").read_text("utf-8")
