@@ -123,6 +123,7 @@ def adapted():
     return ml.get_peft_model(model, ml.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")).train()
 
 
+@pytest.mark.slow
 @needs_nvrtc
 def test_qlora_trains_through_the_simulated_kernels():
     """A few steps of a tiny model: every product with a 4-bit weight, forward and backward, is a CUDA kernel's."""

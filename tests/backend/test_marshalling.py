@@ -155,6 +155,7 @@ def wrong(found: tuple[Launch, ...]) -> dict[str, list[str]]:
     return {name: what for name, what in checked.items() if what}
 
 
+@pytest.mark.slow
 def test_every_launch_fits_its_kernel():
     assert wrong(recorded()) == {}
 

@@ -64,7 +64,13 @@ class Addresses:
             self.loads.setdefault(index, []).append(np.array(addresses))
 
 
-@pytest.mark.parametrize("ladder", ladders.LADDERS, ids=lambda ladder: ladder.name)
+@pytest.mark.parametrize(
+    "ladder",
+    [
+        pytest.param(ladder, id=ladder.name, marks=[pytest.mark.slow] * ("gemm" in ladder.name))
+        for ladder in ladders.LADDERS
+    ],
+)
 def test_addresses_change_with_the_weights_in_lookups_and_nowhere_else(monkeypatch, ladder):
     monkeypatch.setattr(kernels, "Counters", Addresses)
     for name, size in {"N": 1 << 13, "GEMV": (16, 1024), "GEMM": (32, 64, 128), "ROWS": (4, 256)}.items():

@@ -20,6 +20,7 @@ def test_the_page_says_what_was_measured():
     assert page_lacks(DOCS / "intrinsic-dimension", DOCS / "intrinsic-dimension.md") == []
 
 
+@pytest.mark.slow
 def test_ten_directions_solve_ten_equations_and_nine_do_not():
     rows = experiment._toy([0], (9, 10), lambda line: None)
     assert {row["projection"] for row in rows} == {"dense", "sparse", "Fastfood"}

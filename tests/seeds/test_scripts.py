@@ -184,7 +184,7 @@ updates = pytest.mark.parametrize("steps", [12, pytest.param(100, marks=pytest.m
 @pytest.mark.parametrize(
     ("make", "targets", "falls"),
     [
-        (embedded_in_8_bits, ["q_proj", "k_proj", "v_proj"], {12: 0.1, 100: 1.0}),
+        pytest.param(embedded_in_8_bits, ["q_proj", "k_proj", "v_proj"], {12: 0.1, 100: 1.0}, marks=pytest.mark.slow),
         (tiny_bloom, ["query_key_value"], {12: 0.001, 100: 0.03}),
     ],
 )

@@ -65,7 +65,7 @@ def test_what_the_source_says_is_in_the_machine_code(code, arch):
     assert "NOP" not in nested.opcodes and nested.loops[0].total() < nested.opcodes.total()
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [80, *(pytest.param(a, marks=pytest.mark.slow) for a in ARCHS if a != 80)])
 def test_registers_that_do_not_fit_are_seen(code, arch):
     free, tight = code(arch)["products"], code(arch, "-maxrregcount=32")["products"]
     assert free.registers > 48 and free.spills == 0

@@ -336,6 +336,7 @@ def test_dequantize_4bit_in_odd_blocks(n, blocksize, start, dtype, code, scales,
         agree(checks.dequantize_4bit_double, version, order, scales=scales, **part)
 
 
+@pytest.mark.slow
 @few
 @given(sizes, st.sampled_from([16, 64, 576]), st.integers(0, 9), dtypes, orders, seeds)
 def test_8_bits(n, blocksize, start, dtype, order, seed):
@@ -354,6 +355,7 @@ def test_a_whole_array_as_one_block():
 
 
 # A few combinations of types and options: each is compiled anew, twice.
+@pytest.mark.slow
 @few
 @given(
     st.integers(1, 40), st.sampled_from([32, 96, 1056]), st.integers(1, 99), powers_of_32,
@@ -372,6 +374,7 @@ def test_gemv_4bit(N, K, odd_K, blocksize, options, order, seed):
         agree(checks.gemv_4bit, version, order, K=odd_K, blocksize=odd_K + 3, **rest)
 
 
+@pytest.mark.slow
 @few
 @given(
     st.sampled_from([8, 64, 72]), st.sampled_from([32, 64, 96]), st.integers(1, 40), st.integers(1, 30),
