@@ -160,6 +160,7 @@ def test_every_launch_fits_its_kernel():
     assert wrong(recorded()) == {}
 
 
+@pytest.mark.slow
 def test_every_kernel_is_launched():
     """No kernel of any file is left out above: those that the compiler finds, and those that launches name."""
     named = {(one.source, one.function) for one in recorded()}
