@@ -3,6 +3,8 @@
 Both are functions of what is in results.json, so that they can be made again from it.
 """
 
+from collections.abc import Callable
+
 from minilora.viz import codes as pictures
 from minilora.viz.charts import standalone
 
@@ -12,14 +14,14 @@ PICTURED = "64"  # the blocksize of the histogram and of the error by level
 def tables(result: dict) -> list[tuple[str, list[tuple]]]:
     """(heading, rows) pairs of one subject; each row a quantizer, each column a blocksize; the first row a header."""
     size, rows = f"{result['weights']:,} weights", result["rows"]
-    out = [(f"{result['title']} ({size}): relative weight error, %", _grid(rows, "relative_error", scale=100))]
+    out = [(f"{result['title']} ({size}): relative weight error, %", grid(rows, figure("relative_error", 100)))]
     if any("expected_mae" in row for row in rows):
         out.append(("the same: mean absolute error, and as expected by the closed form", _beside_theory(rows)))
     if result["measure"]:
         before = _cell(result["unquantized"])
         heading = f"{result['title']}: {result['measure']}, {result['texts']}; not quantized {before}"
-        out.append((heading, _grid(rows, "quality")))
-    return [*out, ("bits per weight, constants included", _alike(_grid(rows, "bits")))]
+        out.append((heading, grid(rows, figure("quality"))))
+    return [*out, ("bits per weight, constants included", alike(grid(rows, figure("bits"))))]
 
 
 def draw(name: str, result: dict, codes: dict[str, list[float]]) -> dict[str, str]:
@@ -45,26 +47,31 @@ def _columns(rows: list[dict]) -> list[str]:
     return sorted(filter(str.isdigit, found), key=int) + [b for b in ("row", "tensor", "own") if b in found]
 
 
-def _grid(rows: list[dict], field: str, scale: float = 1) -> list[tuple]:
+def grid(rows: list[dict], cell: Callable[[dict], str]) -> list[tuple]:
+    """A line for each quantizer, a column for each blocksize; cell: what to write of a row."""
     columns, cells = _columns(rows), {}
     for row in rows:
-        value = row.get(field)
-        cells.setdefault(row["quantizer"], {})[row["blocks"]] = "" if value is None else _cell(value * scale)
+        cells.setdefault(row["quantizer"], {})[row["blocks"]] = cell(row)
     return [("", *columns), *[(name, *[line.get(c, "") for c in columns]) for name, line in cells.items()]]
 
 
+def figure(field: str, scale: float = 1) -> Callable[[dict], str]:
+    """A cell with a row's field; empty where it has none."""
+    return lambda row: "" if row.get(field) is None else _cell(row[field] * scale)
+
+
 def _beside_theory(rows: list[dict]) -> list[tuple]:
-    header, *measured = _grid(rows, "mae")
-    expected = {name: cells for name, *cells in _grid(rows, "expected_mae")[1:]}
+    header, *measured = grid(rows, figure("mae"))
+    expected = {name: cells for name, *cells in grid(rows, figure("expected_mae"))[1:]}
     out = [header]
     for name, *cells in measured:
         out += [(name, *cells)] + ([("  expected", *expected[name])] if any(expected[name]) else [])
     return out
 
 
-def _alike(grid: list[tuple]) -> list[tuple]:
+def alike(table: list[tuple]) -> list[tuple]:
     """Rows of equal cells as one."""
-    header, *rows = grid
+    header, *rows = table
     names = {}
     for name, *cells in rows:
         if any(cells):
