@@ -11,14 +11,11 @@ Tensor.backward does, but keeps the graph and leaves every .grad as it is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 
 from minilora.autograd.tensor import Node, Tensor, _count_uses, unbroadcast
 from minilora.errors import GraphError
-
-_shown = count()
 
 
 @dataclass(frozen=True)
@@ -69,20 +66,10 @@ class BackwardStepper(Sequence):
         return draw(self.boxes, f"Backward through {here}", lines, number[step.node], done, sent)
 
     def _repr_html_(self) -> str:
-        """All steps; radio buttons, and no script, decide which is seen."""
-        name, last, buttons, parts = f"backward-{next(_shown)}", len(self) - 1, [], []
-        for i, picture in enumerate(self):
-            ways = [(i - 1, "previous")] * (i > 0) + [(i + 1, "next")] * (i < last)
-            links = " ".join(
-                f'<label for="{name}-{to}" style="cursor:pointer;text-decoration:underline">{word}</label>'
-                for to, word in ways
-            )
-            checked = " checked" * (i == 0)
-            buttons.append(f'<input type="radio" name="{name}" id="{name}-{i}" aria-label="step {i + 1}"{checked}>')
-            parts.append(f'<div class="{name} at-{i}"><p>Step {i + 1} of {last + 1}: {links}</p>{picture}</div>')
-        shown = ",".join(f"#{name}-{i}:checked~.{name}.at-{i}" for i in range(len(self)))
-        style = f".{name}{{display:none}} {shown}{{display:block}}"
-        return f'<div style="max-width:760px"><style>{style}</style>{"".join(buttons + parts)}</div>'
+        """All steps, one at a time."""
+        from minilora.viz.picture import pages
+
+        return pages(list(self))._repr_html_()
 
     def __repr__(self) -> str:
         return f"BackwardStepper({len(self)} steps)"

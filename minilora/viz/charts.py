@@ -121,7 +121,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
         found = [tick for power in powers for d in digits if low <= (tick := float(f"{d}e{power}")) <= high]
         if len(found) <= 9:
             break
-    return found
+    return found[:: max(1, -(-len(found) // 9))]  # every second or third power of ten, where there are many
 
 
 def loss_curve(log: list[dict]) -> Picture:

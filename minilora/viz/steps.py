@@ -10,13 +10,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import count
 
 import numpy as np
 
 from minilora.errors import DataError
 from minilora.viz.charts import BLUE, FAINT, INK, ORANGE, WIDTH, document, text
-from minilora.viz.picture import Picture
+from minilora.viz.picture import Picture, pages
 
 CELLS = 32  # columns of a table
 _HIDDEN = "cvta", "bra", "ret", "exit", "mov"
@@ -27,7 +26,6 @@ _PARTY = re.compile(
     re.DOTALL,
 )
 _CHANGED = f";color:{ORANGE};font-weight:bold"
-_shown = count()
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,11 @@ def walk(moments: Sequence[Moment], source: str) -> Picture:
     widest = max((len(m.active) for m in moments), default=0)
     if widest > CELLS:
         raise DataError(f"walk shows blocks of at most {CELLS} threads, this one has {widest}; see over_time")
-    pages, shared = [], {}
+    seen, shared = [], {}
     for moment in moments:
-        pages.append(_listing(source, moment.line) + _table(moment, shared))
+        seen.append(_listing(source, moment.line) + _table(moment, shared))
         shared = moment.shared
-    return Picture(_pages(pages))
+    return pages(seen)
 
 
 def over_time(moments: Sequence[Moment], source: str, title: str) -> Picture:
@@ -159,22 +157,6 @@ def _table(moment: Moment, before: dict[str, np.ndarray]) -> str:
         f'<caption style="text-align:left">{caption}</caption>'
         f"<tr><td></td>{head}</tr>{body}</table></div>"
     )
-
-
-def _pages(pages: Sequence[str]) -> str:
-    """All pages; radio buttons, and no script, decide which is seen."""
-    name, last, buttons, parts = f"steps-{next(_shown)}", len(pages) - 1, [], []
-    for i, page in enumerate(pages):
-        ways = [(i - 1, "previous")] * (i > 0) + [(i + 1, "next")] * (i < last)
-        links = " ".join(
-            f'<label for="{name}-{to}" style="cursor:pointer;text-decoration:underline">{word}</label>'
-            for to, word in ways
-        )
-        checked = ' checked="checked"' * (i == 0)
-        buttons.append(f'<input type="radio" name="{name}" id="{name}-{i}" aria-label="step {i + 1}"{checked}/>')
-        parts.append(f'<div class="{name} at-{i}"><p>Step {i + 1} of {last + 1}: {links}</p>{page}</div>')
-    shown = ",".join(f"#{name}-{i}:checked~.{name}.at-{i}" for i in range(len(pages)))
-    return f"<div><style>.{name}{{display:none}} {shown}{{display:block}}</style>{''.join(buttons + parts)}</div>"
 
 
 def _number(value) -> str:
