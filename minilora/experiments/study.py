@@ -58,7 +58,7 @@ class Interval:
         return abs(self.mean) > self.half
 
     def text(self, digits: int = 3) -> str:
-        mean = f"{self.mean:.{digits}f}"
+        mean = f"{round(self.mean, digits) + 0.0:.{digits}f}"  # never -0.000
         return mean if math.isnan(self.half) else f"{mean} ± {self.half:.{digits}f}"
 
     def __str__(self) -> str:
