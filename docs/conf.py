@@ -30,7 +30,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE / "_build/.jupyter_cache")
-nb_execution_timeout = 180
+nb_execution_timeout = 900  # of the whole lesson, on a busy machine
 nb_execution_raise_on_error = True
 nb_execution_excludepatterns = ["*.md"]
 nb_mime_priority_overrides = [("html", "text/html", 0)]
@@ -45,7 +45,10 @@ html_title = "minilora"
 html_static_path = ["_static"]
 html_css_files = ["minilora.css"]
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}  # light or dark, as the reader has it
+html_sidebars = {"**": ["globaltoc.html"]}
 html_theme_options = {
+    "navbar_center": [],
     "navbar_align": "left",
     "show_toc_level": 2,
     "footer_start": ["copyright"],

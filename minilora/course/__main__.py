@@ -48,8 +48,9 @@ def _build(args) -> int:
 def _check(args) -> int:
     from minilora.course.grade import check
 
-    print(check(args.notebook).stdout)
-    return 0
+    said = check(args.notebook).stdout
+    print(said)
+    return 1 if "VALIDATION FAILED" in said else 0
 
 
 def _grade(args) -> int:

@@ -7,6 +7,7 @@ is there already is replaced only if it is as build left it: a file that someone
 """
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -32,7 +33,7 @@ c.Execute.extra_arguments = [
 ]
 # For zip_collect: what the learning platform put before the notebook's name, or its folder's name, is the student.
 c.FileNameCollectorPlugin.named_regexp = (
-    r".*[/\\](?P<student_id>[^/\\]+?)[_/\\]+(?P<file_id>hw\d+_\w+?)(?:-\d+)?\.ipynb$"
+    r".*[/\\](?P<student_id>[^/\\]+?)[_/\\]+(?P<file_id>hw\d+_\w+?)(?:-\d+| ?\(\d+\))?\.ipynb$"
 )
 '''
 PYTEST = '''"""Run as: pytest {name}_test.py  (the laws of the homework, on the answers in {name}.py)
@@ -62,7 +63,7 @@ def test_{name}(name, record_property):
 README = """Homework {name}: {points:g} points, about {hours}
 
 1. pip install {package}
-2. Open {name}.ipynb in Jupyter and write your answers. Each problem ends in a cell that checks yours.
+2. Write your answers in {name}.ipynb, in Jupyter (pip install notebook). Each problem ends in a cell that checks yours.
    Or, without notebooks, write them in {name}.py, and run: pytest {name}_test.py (pip install pytest)
 3. Hand in {name}.ipynb, or {name}.py where your course asks for it, under this name.
 """
@@ -95,15 +96,19 @@ def _release(path: Path, course: Path) -> Path:
 
     name, folder = path.stem, course / "release" / path.stem
     files = [folder / file for file in (f"{name}.ipynb", f"{name}.py", f"{name}_test.py", "README.txt", f"{name}.zip")]
+    source = course / "source" / name / f"{name}.ipynb"
     written = json.loads((course / MANIFEST).read_text()) if (course / MANIFEST).exists() else {}
-    for file in files:
+    for file in [source, *files]:
         if file.exists() and written.get(str(file.relative_to(course))) != _digest(file):
             raise MiniloraError(f"{file} was changed since it was built; move it away, nothing is written over it")
     notebook = source_notebook(path)
     table = problems(notebook)
+    _hold_points_equal(name, table)
     text = nbformat.writes(notebook)
-    (course / "source" / name).mkdir(parents=True, exist_ok=True)
-    atomic_write(course / "source" / name / f"{name}.ipynb", text + "\n")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(source, text + "\n")
+    written[str(source.relative_to(course))] = _digest(source)
+    atomic_write(course / MANIFEST, json.dumps(written, indent=1) + "\n")  # also where nbgrader refuses it
     nbgrader(course, "generate_assignment", name, "--create", "--force")
     released = nbformat.read(files[0], as_version=4)
     if leaked := [line for line in _solution_lines(text) if line in "\n".join(c.source for c in released.cells)]:
@@ -121,6 +126,19 @@ def _release(path: Path, course: Path) -> Path:
     written |= {str(file.relative_to(course)): _digest(file) for file in files}
     atomic_write(course / MANIFEST, json.dumps(written, indent=1) + "\n")
     return folder
+
+
+def _hold_points_equal(name: str, table: dict[str, tuple[float, int]]):
+    """Raise FileFormatError where the laws' file gives a problem other points than its table says."""
+    laws = f"minilora/course/checks/{name}.py"
+    try:
+        checks = importlib.import_module(f"minilora.course.checks.{name}")
+    except ModuleNotFoundError as error:
+        raise FileFormatError(f"{name}: {laws} cannot be imported: {error}") from None
+    for problem, (points, _) in table.items():
+        gives = getattr(getattr(checks, problem, None), "points", None)
+        if gives != points:
+            raise FileFormatError(f"{name}: {problem} has {points:g} points in the table, {gives} in {laws}")
 
 
 def nbgrader(course: Path, *arguments: str, **environment: str):

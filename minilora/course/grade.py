@@ -24,20 +24,30 @@ def grade(course: Path, name: str, say=lambda line: None) -> dict[str, dict[str,
     """student -> check -> points, for all who handed in homework `name`; None for one whose notebook could not be run
     (its kernel died, or it is no notebook any more). Writes grades.csv, and feedback as HTML.
 
+    say(line) is called for each notebook that is missing or has another name, and with nbgrader's first error.
     Raises MiniloraError where nothing was handed in, and where the homework was not built here.
     """
     if not (course / "gradebook.db").exists():
-        raise MiniloraError(f"{course} has no gradebook.db: run `python -m minilora.course build` there first")
+        raise MiniloraError(f"{course} has no gradebook.db: pass --course with the folder that `build` made")
+    built = sorted(path.name for path in (course / "release").glob("*") if path.is_dir())
+    if name not in built:
+        raise MiniloraError(f"{name!r} was not built in {course}; there are: {', '.join(built) or 'none'}")
     students = sorted(path.parent.name for path in (course / "submitted").glob(f"*/{name}") if path.is_dir())
     if not students:
         raise MiniloraError(
             f"nothing is handed in: {course}/submitted/<student>/{name}/{name}.ipynb is where it belongs"
         )
+    without = [s for s in students if not (course / "submitted" / s / name / f"{name}.ipynb").is_file()]
+    for student in without:
+        folder = course / "submitted" / student / name
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        say(f"{folder} has no {name}.ipynb, it has: {found}")
     secret = (course / SECRET).read_text().strip() if (course / SECRET).exists() else ""
     try:
         nbgrader(course, "autograde", name, "--create", MINILORA_COURSE_SECRET=secret)
     except MiniloraError as error:  # some could not be run, which the gradebook tells; the others were graded
-        say(str(error))
+        if "No notebooks found" not in str(error):
+            say(str(error))
     nbgrader(course, "generate_feedback", name)
     nbgrader(course, "export", "--to", "grades.csv")
     return {student: _marks(course, name, student) for student in students}

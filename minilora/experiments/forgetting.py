@@ -213,5 +213,7 @@ def draw(data: dict) -> dict[str, str]:
     tasks = {FIGURES[figure]: group(figure) for figure in ("old", "old_tokens", "new")}
     return {
         "tasks.svg": standalone(dots(tasks, "share right, held-out", "Before and after the new task")),
-        "text.svg": standalone(dots({FIGURES["text"]: group("text")}, "bits", "Python source, which both left behind")),
+        "text.svg": standalone(
+            dots({FIGURES["text"]: group("text")}, "bits", "Python source, before and after the new task")
+        ),
     }

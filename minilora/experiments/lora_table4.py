@@ -1,6 +1,6 @@
 """How do LoRA and its rivals compare where they train as many numbers? Three generated tasks, two budgets.
 
-    minilora experiment lora-table4            # about 15 minutes of one core; offline
+    minilora experiment lora-table4            # about 11 minutes of one core; offline
 
 The LoRA paper's table 4 (arXiv:2106.09685) at the scale of the embedded model: full fine-tuning, BitFit, PreEmbed,
 PreLayer, Adapter-H and LoRA (lora/baselines.py), on tasks in the form of WikiSQL, MultiNLI and SAMSum

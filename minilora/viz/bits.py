@@ -26,7 +26,7 @@ def float_bits(rows: list[tuple[str, str, int, str]], title: str) -> Picture:
             x = LEFT + k * CELL + 3 * ((k > 0) + (k > exponent))
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="22" fill="{colour}" stroke="{colour}" class="bit" '
-                f'fill-opacity="{0.85 if bit == "1" else 0}"/>'
+                f'fill-opacity="{1 if bit == "1" else 0}"/>'
             )
             parts.append(text(x + CELL / 2 - 1, y + 15, bit, "middle", "var(--ground,#fff)" if bit == "1" else INK))
         parts.append(text(LEFT + len(bits) * CELL + 14, y + 16, value))

@@ -235,9 +235,10 @@ print("the other library did:", calls, "   result the same:", np.array_equal(the
 assert np.array_equal(there, softmax(x)) and calls == ["max", "exp", "sum"]
 
 # %% [markdown]
-# That is the whole idea; minilora's is `array_namespace(x)`. Where a plain NumPy function would not do, there are *kernels*:
-# quantizing, dequantizing, the product with a 4-bit matrix. They exist several times under the same names: in NumPy, and in CUDA C for a
-# GPU (which lesson 12 runs on a simulated one). The array decides which is taken, and all give the same codes.
+# That is the whole idea; minilora's is `array_namespace(x)`. Where a plain NumPy function would not do, there are
+# *kernels*: quantizing, dequantizing, the product with a 4-bit matrix. They exist several times under the same names:
+# in NumPy, and in CUDA C for a GPU (lesson 12 runs these on a simulated one; they have not run on a real one so far).
+# The array decides which is taken, and all give the same codes.
 #
 # How do we know that a fast kernel is right? It is held to a definition that one can read: the code of a weight is
 # the number of the level nearest to weight / absmax.

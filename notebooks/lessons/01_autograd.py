@@ -19,9 +19,10 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The chain rule, from the end
 #
-# A program is a chain of small operations. Say x → y → z → loss. The chain rule multiplies three Jacobians. The
-# loss is one number, so the last Jacobian is a single row. Starting there, every product is a row times a matrix; starting
-# at x, it is a matrix times a matrix each time.
+# A program is a chain of small operations. Say x → y → z → loss. The chain rule multiplies three Jacobians (a Jacobian
+# has the derivative of each output by each input, a row for each output). The loss is one number, so the last Jacobian
+# is a single row. Starting there, every product is a row times a matrix; starting at x, it is a matrix times a matrix
+# each time.
 #
 # So each operation needs only one thing: a function that takes g = ∂loss/∂output, and returns ∂loss/∂input. It is called a
 # *vector-Jacobian product*, vjp. Three of them:
@@ -83,7 +84,7 @@ def example():
 
 a, b, c = example()
 backward_at_once(c)
-print("your guess:", my_guess, "   gradient of a:", a.grad, "   rules of b were walked twice, for each use of b")
+print("your guess:", my_guess, "   gradient of a:", a.grad, "   b's rules were walked twice, once for each use of b")
 
 # %% [markdown]
 # The number is right: handing on each share by itself adds up. But b was visited twice, and all behind it too. In a chain
@@ -139,12 +140,14 @@ print("30 doublings:", x.grad, "=", 2**30)
 # ## Arrays: undo the broadcasting
 #
 # NumPy stretches a bias of shape (2,) over the 4 rows of a batch. It is used four times, so its gradient is the sum over the
-# four. The adjoint of copying is summing. This is the only extra rule that arrays need.
+# four. Copying forward is summing backward. Nothing else is new with arrays.
 #
 # ## minilora's engine
 #
 # is this one, with the checks and the counting that a library needs (`minilora/autograd/tensor.py`). Here is a linear layer
-# with a loss: first the graph that its tape holds, then the backward pass. Press *next*.
+# with a loss: first the graph that its tape holds, then the backward pass, rule by rule.
+#
+# **Before you press *next*:** `add` hands one gradient on to `b`, and one to `matmul`. Which shapes do the two have?
 
 # %%
 w = ml.Tensor(rng.standard_normal((2, 3)).astype(np.float32), requires_grad=True)
@@ -158,9 +161,6 @@ graph(loss, {"w": w, "b": b})
 BackwardStepper(loss, {"w": w, "b": b})
 
 # %% [markdown]
-# **Before you run:** in the last step but a few, `add` sends one gradient to `b`. Which shape does it have, and which
-# shape has the one that it sends to `matmul`?
-#
 # The same by our own walk: the numbers must be equal.
 
 # %%

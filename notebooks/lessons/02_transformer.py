@@ -42,7 +42,7 @@ x = w["model.embed_tokens.weight"][ids]  # (V, d)[(T,)] -> (T, d)
 print(x.shape)
 
 # %% [markdown]
-# ## RMSNorm: the same length for all
+# ## RMSNorm
 #
 # Before a layer reads a vector, it is divided by the root of its mean square. Then each of the d numbers has a
 # trained factor.
@@ -64,7 +64,8 @@ for factor in (1, 10):
     print(f"times {factor:>2}: length {np.linalg.norm(before):.2f} before, {np.linalg.norm(after):.2f} after")
 
 # %% [markdown]
-# The length is lost, the direction stays. (LayerNorm subtracts the mean as well. LLaMA and its kin leave that out.)
+# All vectors get the same length, whatever they had; the direction stays. (LayerNorm subtracts the mean as well. LLaMA
+# and its kin leave that out.)
 #
 # ## Attention: a weighted mean of what came before
 #
@@ -99,8 +100,7 @@ def attend(q, k, v, seen):
 #
 # Nothing so far knows the order: a weighted mean does not care in which order it is taken. So q and k are *turned*
 # before they meet. Take entries i and i + hd/2 as a point in the plane; at position t it is turned by the angle t ·
-# θ^(-2i/hd), θ = 10,000. The first pair turns by one radian a token, the last hardly at all. Two turned points have a
-# product that depends only on the difference of their angles.
+# θ^(-2i/hd), θ = 10,000. The first pair turns by one radian a token, the last hardly at all.
 #
 # **Before you run:** we take one q and one k and compute their score at the positions (3, 1), then at (103, 101).
 # What will change?
@@ -124,7 +124,9 @@ for at_q, at_k in ((3, 1), (103, 101), (3, 2)):
     print(f"positions {at_q:>3} and {at_k:>3}: score {score.item():.6f}")
 
 # %% [markdown]
-# Only the distance counts. Nothing is trained here, and v is not turned.
+# Only the distance counts: the product of two points in the plane depends on their lengths and on the difference of
+# their angles, and that is the distance of the positions times a constant. Nothing is trained here, and v is not
+# turned.
 #
 # ## The MLP
 #

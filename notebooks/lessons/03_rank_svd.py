@@ -98,7 +98,9 @@ print("and of ten times the matrix, in integers:", lowrank.rank([[1, 10], [3, 30
 #
 # ## The SVD
 #
-# Every matrix turns some orthogonal directions v into orthogonal directions again, each stretched by a σ ≥ 0:
+# (From here on A is any matrix, not LoRA's factor.)
+#
+# Every matrix A turns some orthogonal directions v into orthogonal directions again, each stretched by a σ ≥ 0:
 #
 # $$A v_i = \sigma_i u_i, \qquad A = U S V^T = \sigma_1 u_1 v_1^T + \sigma_2 u_2 v_2^T + \dots$$
 #
@@ -179,22 +181,22 @@ pixels(shown, "A picture from few terms", span=(0, 1), across=4)
 # round edge has another row at every height and needs many terms: the sun is a square up to rank 16. *Low rank is not
 # "blurred": it is "few kinds of rows".*
 #
-# Can another matrix of rank 8 do better? We search: hold A and solve for the best B (least squares), hold B and solve
-# for the best A, and so on, from random numbers.
+# Can another matrix of rank 8 do better? We search, for X = L R with 8 columns in L and 8 rows in R: hold R and solve
+# for the best L (least squares), hold L and solve for the best R, and so on, from random numbers.
 
 # %%
 S = np.linalg.svd(house, compute_uv=False)
-A, found = rng.standard_normal((8, 128)), []
+R, found = rng.standard_normal((8, 128)), []
 for _ in range(24):
-    B = np.linalg.lstsq(A.T, house.T)[0].T  # (128, 8): the best for this A
-    A = np.linalg.lstsq(B, house)[0]  # (8, 128): the best for this B
-    found.append(np.linalg.norm(house - B @ A))
+    L = np.linalg.lstsq(R.T, house.T)[0].T  # (128, 8): the best for this R
+    R = np.linalg.lstsq(L, house)[0]  # (8, 128): the best for this L
+    found.append(np.linalg.norm(house - L @ R))
 formula = np.sqrt((S[8:] ** 2).sum())
 print(f"rank 8: {8 * (128 + 128):,} numbers in place of {house.size:,}")
 assert min(found) > formula - 1e-9 and np.isclose(formula, lowrank.eckart_young(house, 8).frobenius)
 assert np.allclose(truncated(house, 8), lowrank.truncate(house, 8).matrix())
 line = {"searched": [(i + 1, e, np.nan) for i, e in enumerate(found)]}
-curves(line, "sweep", "‖A - X‖", "A search for rank 8", levels={"Eckart and Young": formula})
+curves(line, "sweep", "‖house - X‖", "A search for rank 8", levels={"Eckart and Young": formula})
 
 # %% [markdown]
 # ## Do singular values always fall fast?

@@ -19,8 +19,7 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Two thin matrices
 #
-# Keep the weight W (d_out × d_in) as it is, and add the product of B (d_out × r) and A (r × d_in), with a small r. The
-# product has W's shape; B and A have far fewer numbers.
+# Keep the weight W (d_out × d_in) as it is, and add the product of B (d_out × r) and A (r × d_in), with a small r.
 #
 # **Before you run the next cell:** W is 512 × 512. With r = 1, how many numbers do B and A have together? And is the
 # array `B @ A` smaller than W in memory?
@@ -34,8 +33,8 @@ print("your guess:", my_guess, "   B and A:", B.size + A.size, "   W:", W.size)
 print("bytes of B @ A:", (B @ A).nbytes, "   bytes of W:", W.nbytes)
 
 # %% [markdown]
-# The saving is in what is *stored and trained*. The product itself is as large as W, so it is not formed: we never
-# compute (B A) x, but B (A x), two thin products.
+# The saving is in what is *stored and trained*. The product has W's shape and is as large in memory, so it is not
+# formed: we never compute (B A) x, but B (A x), two thin products.
 
 # %%
 low_rank(512, 512, 16)
@@ -63,8 +62,8 @@ def backward(g, X, W, A, B, scale):
 
 # %% [markdown]
 # "Gradients are passed through the fixed weights" means the term `g @ W` in gX: the layer before needs it, whether or
-# not W is trained. What falls away is W's own gradient, `g.T @ X`: as large as W, and the only one here that needs X at
-# full width. (A's gradient needs X as well; with A on the same X, one copy serves. In lesson 11 we measure it.)
+# not W is trained. What falls away is W's own gradient, `g.T @ X`, which is as large as W. X itself is still kept,
+# because A's gradient needs it. (Lesson 11 measures what that means.)
 #
 # Are the three formulas right? One number tells: for random directions, the change of the loss must be the product
 # with the gradient.
@@ -129,8 +128,10 @@ curves(lines, "step", "loss", "A planted change of rank 2", log_y=True)
 #
 # ## What is alpha / r for?
 #
-# The update is scaled by α/r, so that changing r does not change the size of the first steps: as many terms r as there
-# are, each counts 1/r. Forget the division, and r = 64 takes steps eight times as large as r = 8 does.
+# B A is a sum of r terms, a column of B times a row of A each. Dividing by r keeps their sum from growing with their number,
+# so that a learning rate found with one r is a first guess for another. It is a rule of thumb: at large r it makes the
+# update too small, and rsLoRA (arXiv:2312.03732) divides by √r. But forget the division, and at r = 8 every update is eight
+# times as large as whoever chose α meant.
 #
 # **Exercise.** Write the layer's weight after merging: one matrix that does what W, A and B do together.
 

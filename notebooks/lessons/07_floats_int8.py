@@ -51,7 +51,7 @@ assert np.array_equal(value(every, 5, 10)[finite], numbers[finite])
 print(finite.sum(), "finite numbers, all equal")
 
 # %% [markdown]
-# Five formats are in use. bfloat16 is a float32 whose last 16 bits are cut off. The two of eight bits are named after
+# Five formats are common. bfloat16 is a float32 whose last 16 bits are cut off. The two of eight bits are named after
 # their bits: E4M3 has four of exponent and three of fraction ("mantissa").
 #
 # **Before you run:** which of float16 and bfloat16 comes closer to 0.1? And which of the two can hold 100,000?
@@ -101,10 +101,10 @@ curves(lines, "size of the number: 2 to this power", "relative error", "Range an
 # Each line is flat over a wide range: a float's error is *relative*, half a step in the fraction. To the left, among the
 # subnormal numbers, it rises until numbers vanish. To the right the line ends: what is larger overflows.
 #
-# Gradients can be tiny. In float16 those below 6·10⁻⁸ are zero, so the loss is scaled up in training; in bfloat16 it
-# need not be. That is why QLoRA computes in bfloat16.
+# Gradients can be tiny. In float16 those below 3·10⁻⁸ become zero, so the loss is scaled up in training; in bfloat16 it
+# need not be. QLoRA computes in bfloat16.
 #
-# **Exercise.** Cutting off the last 16 bits rounds toward zero: every number gets smaller. Round to the *nearest*
+# **Exercise.** Cutting off the last 16 bits rounds toward zero. Round to the *nearest*
 # bfloat16 instead. There is a short way with integers: add 0x7FFF to the 32 bits, and 1 more if the last of the bits that
 # will stay is 1 (so that a tie goes to the even one); then set the last 16 bits to zero.
 
@@ -156,7 +156,7 @@ print("your guess:", my_guess, "  codes:", codes, "  back:", dequantize(codes, a
 #
 # ## One large weight
 #
-# Now a real matrix: a layer of minilora's small model that has *outliers*. Half of all weights are within ±0.13, and one
+# Now a real matrix: a layer of minilora's small model that has *outliers*. Half of all weights are within ±0.12, and one
 # is -5.04.
 #
 # **Before you run:** one absmax for the whole matrix, 255 codes. How many codes stand for 99 % of the weights?

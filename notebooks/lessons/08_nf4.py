@@ -144,7 +144,7 @@ microscope(numbers / largest, nf4, "Normal numbers divided by 1.848", window=(-1
 
 # %% [markdown]
 # Nearly equal: one sixteenth is 6.25 %. But the orange towers show why no quantizer does this: what lies beyond ±1 is
-# far from any level, and makes four fifths of the error.
+# far from any level, and makes three quarters of the error.
 #
 # **Before you run:** now the same numbers divided by the absmax of their block. Which codes will become more frequent,
 # and why?

@@ -153,7 +153,7 @@ x = ml.Tensor(X, requires_grad=True)
 A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
 assert np.allclose(A.grad, gL1.T, atol=1e-3) and np.allclose(B.grad, gL2.T, atol=1e-3)
 assert np.allclose(x.grad, gX, atol=1e-3)
-print("equal; and a gradient of the codes does not exist:", hasattr(q, "grad"))
+print("equal; have the codes a gradient?", hasattr(q, "grad"))
 
 # %% [markdown]
 # In the library this is one op, `linear_4bit`: its rule for x is the same product with W transposed, dequantized once
@@ -223,7 +223,8 @@ for state, adapters in (("trained", (L1, L2, M1, M2)), ("zero", (L1, L2, M1, 0 *
 # ## Counting dequantizations
 #
 # So a step dequantizes W once forward, and once more backward wherever a gradient has to go on to something trained
-# below. Let us count in the real model. It has 4 blocks with 7 linear layers each.
+# below. Let us count in the real model. It has 4 transformer blocks (not those of quantization) with 7 linear layers
+# each.
 #
 # **Before you run:** adapters on all 28 layers; then only on those of the last block; then on a single one,
 # `q_proj` of the first block. How many of the 28 are dequantized in the backward pass?

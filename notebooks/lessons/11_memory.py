@@ -121,7 +121,8 @@ for layer in (thin, formed):
 #
 # The model that comes with minilora, four sequences of 128 tokens: everything counted, nothing estimated.
 #
-# **Before you run:** LoRA trains a twelfth of the weights here. By how much will the longest bar shrink?
+# **Before you run:** LoRA trains a twelfth of the weights here. By what factor will the total shrink, and which part will
+# be the largest?
 
 # %%
 ids = rng.integers(0, 1000, (4, 128))
@@ -149,7 +150,7 @@ for kind in ("full", "LoRA", "QLoRA"):
 memory_bars(rows, "Training the embedded model on 4 sequences of 128 tokens")
 
 # %% [markdown]
-# Gradients and optimizer have all but gone, and QLoRA has shrunk the weights. But the longest part is what it was:
+# Gradients and optimizer have all but gone, and QLoRA has shrunk the weights. But the largest part is what it was:
 # adapters on every layer need every layer's input. In a small model activations are nearly all; the larger the model, the
 # more the weights matter. At the end we look at 7 billion.
 #
@@ -168,7 +169,7 @@ for batch, length in ((16, 32), (4, 128), (2, 256)):
 memory_bars(rows, "What the tape keeps of 512 tokens, by op")
 
 # %% [markdown]
-# All parts but one are the same: they grow with the number of tokens. Attention keeps a probability for each pair of
+# All parts but one are nearly the same: they grow with the number of tokens. Attention keeps a probability for each pair of
 # tokens and head, so that it grows with the *square* of the length. (FlashAttention computes them again instead.) And the loss
 # keeps a number for each word of the vocabulary.
 #
@@ -219,8 +220,9 @@ curves({"arrays": line}, "layers between kept inputs", "arrays at one time", "36
 
 # %% [markdown]
 # No: it keeps 37 as well. What was kept and what is computed again must *both* be in memory, n / k inputs and the k
-# layers of one part. Their sum is smallest at k = √n: 12 arrays for 36 layers, for one more forward pass. A forward pass is
-# about a third of a step's work, so a step takes about four thirds of it.
+# layers of one part. Their sum is smallest at k = √n: 12 arrays for 36 layers, for one more forward pass. Where all weights
+# are trained, that is a third more work: forward is one product a layer, backward two. With frozen weights backward is
+# about one, and it is half as much again.
 #
 # In a transformer one layer keeps many times its own input, so that a part of one layer is what everybody takes.
 
@@ -243,8 +245,8 @@ print("gradients the same, bit for bit:", all(map(np.array_equal, *grads)))
 assert all(map(np.array_equal, *grads))
 
 # %% [markdown]
-# **Exercise.** How many arrays are alive at most? n layers, an input kept `every` so many: what `gradients` above returns,
-# without computing anything. (The last part may be shorter than the others.)
+# **Exercise.** How many arrays are alive at most? n layers in parts of `every`, the input of each part kept: what
+# `gradients` above returns as `most`, without computing anything. (The last part may be shorter than the others.)
 
 # %%
 from minilora.course.checks import lesson11 as checks

@@ -7,7 +7,7 @@
 # By a *law*: a sentence that must be true of any right program, and that a computer can try. For each mistake there is one,
 # and it takes a line or two.
 #
-# *About 15 minutes. Before it: lessons 3, 5 and 8. The page "Errata" has these, and eleven more.*
+# *About 15 minutes. Before it: lessons 3, 5 and 8. The page "Errata" has these, and twelve more.*
 
 # %%
 import numpy as np

@@ -114,8 +114,12 @@ def test_programs_that_misbehave(course, monkeypatch):
             | {"unbroadcast-check": "3.0"})  # fmt: skip
     (course / "submitted/torn" / name).mkdir(parents=True)
     (course / f"submitted/torn/{name}/{name}.ipynb").write_text('{"cells": [')
-    marks = grade(course, name)
-    assert marks["killed"] is None and marks["torn"] is None
+    hand_in(course, name, "renamed", full)
+    (course / f"submitted/renamed/{name}/{name}.ipynb").rename(course / f"submitted/renamed/{name}/mine.ipynb")
+    said = []
+    marks = grade(course, name, said.append)
+    assert marks["killed"] is None and marks["torn"] is None and marks["renamed"] is None
+    assert any("renamed" in line and "mine.ipynb" in line for line in said)
     assert marks["noisy"]["unbroadcast-check"] == 3
     assert marks["checks-changed"]["unbroadcast-check"] == 0
     for student, (_, points) in TRAPS.items():
@@ -137,8 +141,9 @@ def test_no_word_of_a_solution_reaches_a_student(course):
                 assert not [line for line in answers if line in text], file
 
 
-def test_what_a_student_changed_is_not_written_over(course):
-    file = course / "release/hw1_autograd/hw1_autograd.ipynb"
+@pytest.mark.parametrize("folder", ["release", "source"])
+def test_what_was_changed_is_not_written_over(course, folder):
+    file = course / folder / "hw1_autograd/hw1_autograd.ipynb"
     released = file.read_text()
     file.write_text(released + " ")
     with pytest.raises(MiniloraError, match="was changed since it was built"):
@@ -179,9 +184,28 @@ def test_sources_that_do_not_fit(text, words, tmp_path):
         build(tmp_path, tmp_path / "course")
 
 
+POINTS = """# %% [markdown] nbgrader={{"grade_id": "a", "locked": true}}
+# | unbroadcast | {0} | 10 min |
+
+# %% nbgrader={{"grade_id": "b", "grade": true, "points": {0}}}
+checks.unbroadcast.score(unbroadcast, seed)
+"""
+
+
+@pytest.mark.parametrize("name, words", [("hw1_autograd", "has 4 points in the table, 3 in"), ("hw9", "cannot be")])
+def test_points_that_the_laws_do_not_give_are_refused(name, words, tmp_path):
+    (tmp_path / f"{name}.py").write_text(POINTS.format(4))
+    with pytest.raises(FileFormatError, match=words):
+        build(tmp_path, tmp_path / "course")
+
+
 def test_commands_say_what_is_wrong(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["build"]) == 1 and "no homework" in capsys.readouterr().err
     assert main(["build", "hw99", "--source", str(SOURCES)]) == 1 and "hw1_autograd" in capsys.readouterr().err
     assert main(["grade", "hw1_autograd"]) == 1 and "gradebook" in capsys.readouterr().err
+    (tmp_path / "release/hw1_autograd").mkdir(parents=True)
+    (tmp_path / "gradebook.db").touch()
+    assert main(["grade", "hw99"]) == 1 and "there are: hw1_autograd" in capsys.readouterr().err
+    assert main(["grade", "hw1_autograd"]) == 1 and "nothing is handed in" in capsys.readouterr().err
     assert main(["check", "nothing.ipynb"]) == 1 and "is no file" in capsys.readouterr().err

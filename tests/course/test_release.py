@@ -142,7 +142,8 @@ def test_what_a_platform_gives_back_is_collected(course):
         zipped.writestr(f"Bob Bell_1234_file_{name}.ipynb", text)
         zipped.writestr(f"carol_12_345_{name}-2.ipynb", text)
         zipped.writestr(f"Dan Dee_77_file_/{name}.ipynb", text)
+        zipped.writestr(f"eve_{name} (1).ipynb", text)  # a browser's second download
         zipped.writestr(f"ada_{name}.py", "")
     run_nbgrader(course, "zip_collect", name)
     collected = {path.parent.name for path in (course / "submitted").glob(f"*/{name}") if any(path.glob("*.ipynb"))}
-    assert collected == {"ada", "Bob Bell_1234_file", "carol_12_345", "Dan Dee_77_file"}
+    assert collected == {"ada", "Bob Bell_1234_file", "carol_12_345", "Dan Dee_77_file", "eve"}

@@ -36,7 +36,6 @@ def test_nothing_is_printed_as_minus_zero():
     assert Interval.of([-1e-5, -2e-5, 1e-5]).text().startswith("0.000 ±")
 
 
-
 def test_intervals_hold_the_mean_in_95_of_100_draws():
     """Of three normal numbers: Student's t makes up for so few. (With 1.96 in its place, it would be 81.)"""
     draws = np.random.default_rng(0).normal(5, 2, (4000, 3))

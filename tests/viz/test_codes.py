@@ -92,11 +92,11 @@ def test_series_are_told_apart_without_colour():
     assert len(drawn) == 9
 
 
-@given(st.floats(1e-9, 1e6), st.floats(1.05, 1e9))
+@given(st.floats(1e-9, 1e6), st.floats(1.05, 1e40))
 def test_logarithmic_ticks_lie_within_and_are_few(low, factor):
     ticks = _log_ticks(low, low * factor)
     assert ticks == sorted(set(ticks)) and all(low <= tick <= low * factor for tick in ticks)
-    assert len(ticks) <= 9 or factor > 1e8
+    assert len(ticks) <= 9
     assert ticks or factor < 1.4
 
 
