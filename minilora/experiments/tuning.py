@@ -71,13 +71,15 @@ def sweep(
 
         def run(rate: float, seed: int, start=start):
             model = start(seed)
-            try:
-                train(model, tokenizer, train_on, steps=steps, learning_rate=rate, seed=seed, batch=batch)
-            except TrainingError:
-                return None
+            train(model, tokenizer, train_on, steps=steps, learning_rate=rate, seed=seed, batch=batch)
             return model
 
-        tried = {rate: run(rate, seeds[0]) for rate in rates}
+        tried = {}
+        for rate in rates:
+            try:
+                tried[rate] = run(rate, seeds[0])
+            except TrainingError:
+                tried[rate] = None
         losses = {r: score(m, tokenizer, task.validation[:examples])["loss"] if m else inf for r, m in tried.items()}
         rate = min(losses, key=losses.get)
         models = [tried[rate], *(run(rate, seed) for seed in seeds[1:])]

@@ -57,7 +57,7 @@ def deep(x):
         (lambda x: sys.exit(), "ends the program"),
         (lambda x: 1 / 0, "ZeroDivisionError"),
         (deep, "calls itself too deeply"),
-        (lambda x: None, "NoneType"),
+        (lambda x: x.sort(), "NoneType"),
         (lambda x: [[1], [1, 2]], "uneven"),
         (lambda x: "2", "str"),
         (3, "not callable"),
@@ -66,6 +66,18 @@ def deep(x):
 def test_answers_that_fail(answer, words, capsys):
     assert doubling().score(answer) == 0.0
     assert words in capsys.readouterr().out
+
+
+def test_a_function_without_a_statement_is_said_to_be_unwritten(capsys):
+    def described(x):
+        """As a lesson leaves it."""
+
+    def dots(x): ...
+
+    for answer in (described, dots):
+        assert doubling().score(answer) == 0.0
+        out = capsys.readouterr().out
+        assert "nothing is written here yet" in out and len(out.splitlines()) == 2
 
 
 def test_a_loop_without_end(monkeypatch, capsys):
