@@ -198,5 +198,6 @@ for name, trained, kept in rows:
 # - A random and B zero: nothing changes at first, and both can learn.
 # - The gradient passes through W on its way to earlier layers. W's own gradient is never computed.
 # - Merged, it costs nothing at inference: `model.merge_and_unload()`.
+# - Whether anything is lost depends on the task, the rank and the layers: lesson 6 measures it.
 #
 # *E. Hu et al., LoRA, arXiv:2106.09685: equation 3, section 4.1. In minilora: `minilora/lora/layers.py`.*
