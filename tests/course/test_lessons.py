@@ -60,7 +60,8 @@ def test_it_runs_in_a_kernel(path, tmp_path):
     began = time.perf_counter()
     NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    said = [o for o in outputs if o.get("name") == "stderr" and "zmq" not in o.text]  # the kernel's own sockets aside
+    assert not said and not [o for o in outputs if o.output_type == "error"]
     assert sum("text/html" in o.get("data", {}) for o in outputs) >= 1, "no picture"
     assert time.perf_counter() - began < 180  # 60 s on an idle machine
 
