@@ -121,7 +121,8 @@ class Trainer:
             for step in range(state.step, self.max_steps):
                 if self.args.relora_steps and step and step % self.args.relora_steps == 0:
                     relora.restart(self.model, self.optimizer, np.random.default_rng([self.args.seed, step]))
-                entry = self._gradients(step, folder)
+                with hold_interrupts():  # one that falls into a node's __del__ would be lost
+                    entry = self._gradients(step, folder)
                 try:
                     with hold_interrupts():
                         self._apply(entry)
