@@ -129,6 +129,12 @@ def test_programs_that_misbehave(course, monkeypatch):
     assert "noisy" in (course / "grades.csv").read_text()
 
 
+@pytest.mark.slow
+def test_check_says_by_its_exit_code_whether_all_points_are_reached(course):
+    for folder, code in (("source", 0), ("release", 1)):
+        assert main(["check", str(course / folder / "hw1_autograd/hw1_autograd.ipynb")]) == code
+
+
 def test_no_word_of_a_solution_reaches_a_student(course):
     for name in HOMEWORK:
         lines = {line.strip() for source in solution(course, name).values() for line in source.splitlines()}
