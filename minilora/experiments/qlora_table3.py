@@ -13,16 +13,16 @@ fine-tuning keeps a float32 copy of its weights, as is usual in 16 bits.
 """
 
 import copy
-import math
+import dataclasses
 
 import numpy as np
 
 from minilora.autograd.rounding import to_bfloat16
 from minilora.data.tasks import encode, load_task
-from minilora.errors import FetchError, TrainingError
+from minilora.errors import FetchError
 from minilora.experiments.study import Interval, paired
-from minilora.experiments.subjects import documents, language_model
-from minilora.experiments.tuning import MAX_LENGTH, score, train
+from minilora.experiments.subjects import SMOLLM2, documents, language_model
+from minilora.experiments.tuning import MAX_LENGTH, sweep, train
 from minilora.lora import LoraConfig, get_peft_model
 from minilora.models.registry import load_model
 from minilora.nn import Module
@@ -105,35 +105,15 @@ def embedded(seeds: list[int], quick: bool, say) -> dict:
     base, tokenizer = load_model("embedded")
     task, ids = load_task(TASK), documents(tokenizer, 8 if quick else 64, 256, "files")
     steps, rates, count = (20, RATES[2:3], 64) if quick else (STEPS, RATES, EXAMPLES)
-    held_out, validation = task.held_out[:count], task.validation[: count // 2]
-    out = {
+    task = dataclasses.replace(task, validation=task.validation[: count // 2])
+    held_out = task.held_out[:count]
+    before = zero_shot(lambda: copy.deepcopy(base), ids, tokenizer, held_out, say)
+    starts = {arm: lambda seed, arm=arm: start(copy.deepcopy(base), arm, seed) for arm in ARMS}
+    options = {"rates": rates, "steps": steps, "seeds": seeds, "say": say, "batch": BATCH, "examples": count}
+    return {
         "title": "The embedded model", "steps": steps, "texts": len(ids), "examples": len(held_out),
-        "zero_shot": zero_shot(lambda: copy.deepcopy(base), ids, tokenizer, held_out, say), "arms": {},
+        "zero_shot": before, "arms": sweep(starts, tokenizer, task, **options, bf16=True),
     }  # fmt: skip
-    for arm in ARMS:
-
-        def run(rate: float, seed: int, arm=arm):
-            model = start(copy.deepcopy(base), arm, seed)
-            try:
-                train(model, tokenizer, task.train[: steps * BATCH], steps=steps, learning_rate=rate, seed=seed,
-                      batch=BATCH, bf16=True)  # fmt: skip
-            except TrainingError:  # the loss was no longer finite
-                return None
-            return model
-
-        tried = {rate: run(rate, seeds[0]) for rate in rates}
-        losses = {r: score(m, tokenizer, validation)["loss"] if m else math.inf for r, m in tried.items()}
-        rate = min(losses, key=losses.get)
-        models = [tried[rate], *(run(rate, seed) for seed in seeds[1:])]
-        found = [score(model, tokenizer, held_out) for model in models]
-        out["arms"][arm] = {
-            "trainable": sum(p.size for p in models[0].trainable().values()), "rate": rate,
-            "tried": [{"rate": r, "loss": loss} for r, loss in losses.items()],
-            **{figure: [f[figure] for f in found] for figure in ("loss", "exact_match")},
-        }  # fmt: skip
-        shown = ", ".join(f"{f['exact_match']:.3f}" for f in found)
-        say(f"{arm}: learning rate {rate:g}, exact match {shown}")
-    return out
 
 
 def smollm2(say) -> dict:
@@ -146,7 +126,7 @@ def smollm2(say) -> dict:
         return load_model("smollm2-135m")[0]
 
     out = {
-        "title": "SmolLM2-135M, from a file that is already quantized (Q4_1)", "steps": LARGE_STEPS, "texts": len(ids),
+        "title": SMOLLM2, "steps": LARGE_STEPS, "texts": len(ids),
         "examples": len(held_out), "zero_shot": zero_shot(load, ids, tokenizer, held_out, say), "arms": {},
     }  # fmt: skip
     for arm in list(ARMS)[1:]:

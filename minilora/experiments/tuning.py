@@ -56,7 +56,7 @@ def score(model, tokenizer, examples: Sequence[Example]) -> dict[str, float]:
 
 def sweep(
     arms: dict[str, Callable], tokenizer, task: Task, *, rates: Sequence[float], steps: int, seeds: list[int], say,
-    batch: int = 8, examples: int = 256, also: Callable | None = None,
+    batch: int = 8, examples: int = 256, also: Callable | None = None, **arguments,
 ) -> dict[str, dict]:  # fmt: skip
     """Of each arm, a function from a seed to a model to train: {"trainable", "tried": [{"rate", "loss"}], "rate",
     "exact_match" and "loss", seed by seed}.
@@ -64,14 +64,14 @@ def sweep(
     All train on the first steps * batch examples, once, in the seed's order. The learning rate is the one of `rates`
     with the least loss on `examples` of the validation split after training with the first seed (one at which the
     Trainer stops has an infinite one); the figures are those of as many held-out examples. also: a function as `score`
-    that gives more figures of these.
+    that gives more figures of these. arguments: more of TrainingArguments.
     """
     out, train_on = {}, task.train[: steps * batch]
     for name, start in arms.items():
 
         def run(rate: float, seed: int, start=start):
             model = start(seed)
-            train(model, tokenizer, train_on, steps=steps, learning_rate=rate, seed=seed, batch=batch)
+            train(model, tokenizer, train_on, steps=steps, learning_rate=rate, seed=seed, batch=batch, **arguments)
             return model
 
         tried = {}

@@ -233,8 +233,7 @@ class Trainer:
         self.state.generators = self.processes.gather([rng.bit_generator.state for rng in self.model.generators()])
         if self.processes.first:
             best = self.state.best and self.state.best["step"]
-            everything = bool(self.args.relora_steps)  # the base changes too
-            snapshots.write(folder, self.state, self.model, self.optimizer, self.save, everything)
+            snapshots.write(folder, self.state, self.model, self.optimizer, self.save, self._everything)
             snapshots.keep(folder, self.args.save_total_limit, best)
 
     def _resume(self, folder: Path, wanted) -> int | None:
@@ -253,8 +252,12 @@ class Trainer:
         return state.step
 
     def _read(self, path: Path) -> snapshots.RunState:
-        everything = bool(self.args.relora_steps)  # the base changes too
-        return snapshots.read(path, self.model, self.optimizer, everything, self.processes)
+        return snapshots.read(path, self.model, self.optimizer, self._everything, self.processes)
+
+    @property
+    def _everything(self) -> bool:
+        """Whether snapshots hold the base too: ReLoRA changes it."""
+        return bool(self.args.relora_steps)
 
     def _name_of_data(self) -> str:
         """A hash of the first batch, and how many there are."""

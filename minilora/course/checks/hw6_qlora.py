@@ -1,12 +1,12 @@
 """Homework 6, QLoRA: a layer with a frozen 4-bit weight, held to the same layer written down in floats.
 
-What is trained is held to complex-step derivatives (hw1_autograd.py), the bytes to those that minilora.quantize takes.
+What is trained is held to complex-step derivatives (check.py), the bytes to those that minilora.quantize takes.
 """
 
 import numpy as np
 
-from minilora.course.check import Problem, Wrong, equal
-from minilora.course.checks.hw1_autograd import pulled_back, softmax
+from minilora.course.check import Problem, Wrong, equal, pulled_back
+from minilora.course.checks.hw1_autograd import softmax
 from minilora.quant import DYNAMIC_MAP as SIGNED
 from minilora.quant import quantize
 from minilora.quant.codebooks import UNSIGNED_DYNAMIC_MAP as UNSIGNED

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from minilora.course.check import Problem, Wrong, equal
-from minilora.course.checks.hw1_autograd import pulled_back
+from minilora.course.check import Problem, Wrong, equal, pulled_back
 
 first_adapter = Problem("first_adapter", 1)
 input_gradient = Problem("input_gradient", 1)
